@@ -1,0 +1,3 @@
+module cumulet.io
+
+go 1.26.0
