@@ -145,7 +145,7 @@ func prepare(ctx context.Context, client *Client) error {
 func until(ctx context.Context, name string, run func(context.Context) error) error {
 	err := run(ctx)
 	switch {
-	case ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)):
+	case ctx.Err() != nil:
 		return nil
 	case err == nil:
 		err = errors.New("ended unasked")
