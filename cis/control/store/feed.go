@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"sync"
+	"time"
 
 	"cumulet.io/cis"
 )
@@ -102,7 +103,7 @@ func (s *Store) unsubscribe(org string, f *feed) {
 // Watch implements cis.Watcher. Of an instance that changes again before the watcher has read it, only the newest state
 // may be seen. Whenever the watcher has caught up with the tables a bookmark is given, so the first item tells where the
 // watch has begun; more bookmarks come by tick, which may be nil.
-func (s *Store) Watch(ctx context.Context, org, node, cursor string, tick <-chan struct{}) iter.Seq2[cis.WatchItem, error] {
+func (s *Store) Watch(ctx context.Context, org, node, cursor string, tick <-chan time.Time) iter.Seq2[cis.WatchItem, error] {
 	return func(yield func(cis.WatchItem, error) bool) {
 		f, at := s.subscribe(org, node)
 		defer s.unsubscribe(org, f)
