@@ -49,7 +49,7 @@ func ValidText(s string) bool {
 }
 
 // DecodeEvent decodes one line and validates it. A field that it does not know is passed over, so that an older ledger
-// reads a newer node's events. Errors wrap ErrBadEvent.
+// reads a newer node's events. Errors wrap ErrBadEvent; what was decoded is returned with them, for a report.
 func DecodeEvent(line []byte) (Event, error) {
 	if len(line) > MaxEventBytes {
 		return Event{}, fmt.Errorf("%w: %d bytes are more than %d", ErrBadEvent, len(line), MaxEventBytes)
@@ -63,10 +63,7 @@ func DecodeEvent(line []byte) (Event, error) {
 		return Event{}, fmt.Errorf("%w: text follows the event", ErrBadEvent)
 	}
 	ev.Time, ev.At = ev.Time.UTC(), ev.At.UTC()
-	if err := ev.Validate(); err != nil {
-		return Event{}, err
-	}
-	return ev, nil
+	return ev, ev.Validate()
 }
 
 // Encode gives the event as one line of JSON without a newline; equal events give equal bytes.
