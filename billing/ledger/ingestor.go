@@ -28,7 +28,7 @@ type IngestorOptions struct {
 	// Overlap is how far behind the newest event each pass begins, so that events shipped late are found; 0 means 1 h.
 	Overlap time.Duration
 	// DeepEvery and DeepOverlap make a pass now and then that looks far back, for a node that could not ship for long;
-	// 0 means every hour, 62 days.
+	// 0 means every 6 hours, 40 days. The first pass of a process is such a one.
 	DeepEvery, DeepOverlap time.Duration
 	// Batch is how many events one transaction takes; 0 means 1000.
 	Batch int
@@ -53,8 +53,8 @@ func NewIngestor(l *Ledger, src EventSource, opts IngestorOptions) *Ingestor {
 	}
 	set(&opts.Poll, 10*time.Second)
 	set(&opts.Overlap, time.Hour)
-	set(&opts.DeepEvery, time.Hour)
-	set(&opts.DeepOverlap, 62*24*time.Hour)
+	set(&opts.DeepEvery, 6*time.Hour)
+	set(&opts.DeepOverlap, 40*24*time.Hour)
 	if opts.Batch <= 0 {
 		opts.Batch = 1000
 	}
@@ -112,7 +112,8 @@ func (g *Ingestor) Pass(ctx context.Context) (Ingested, error) {
 			if deep {
 				back = g.opts.DeepOverlap
 			}
-			c.From = newest - back.Nanoseconds()
+			// A node whose clock is ahead must not move the reader past the others' events.
+			c.From = min(newest, now.UnixNano()) - back.Nanoseconds()
 		}
 	}
 	for {

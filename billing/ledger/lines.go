@@ -262,9 +262,7 @@ func (l *Ledger) price(b *Bill, k slice, s Seconds, estimated bool) error {
 	if !ok {
 		return fmt.Errorf("instance %s has usage and no life", k.instance)
 	}
-	i := sort.Search(len(l.book.Versions), func(i int) bool {
-		return l.book.Versions[i].EffectiveFrom.Unix() >= k.day+86400
-	}) - 1
+	i := len(l.book.Versions) - 1
 	for i >= 0 && l.book.Versions[i].ID != k.version {
 		i--
 	}
