@@ -162,4 +162,3 @@ func TestSandboxImageIsPinned(t *testing.T) {
 		}
 	}
 }
-
