@@ -1,0 +1,48 @@
+# make quickstart   everything on this machine, with the demo; make down stops and removes it
+# make test         all tests, installing what they need
+# make help         the rest
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.Version=$(VERSION)
+PKGS    ?= ./...
+export GOFLAGS := -buildvcs=false
+
+.PHONY: help
+help: ## This list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: quickstart
+quickstart: ## Install, build, start everything and run the demo (SANDBOX=gvisor|runc|kata)
+	@hack/quickstart.sh up
+
+.PHONY: down
+down: ## Stop what quickstart started and remove all of it
+	@hack/quickstart.sh down
+
+.PHONY: build
+build: ## Build the product into bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/cis ./cmd/cisd ./cmd/pause
+
+.PHONY: tools
+tools: ## Build and install what quickstart and the tests need beside the product
+	@hack/tools.sh
+
+.PHONY: test
+test: ## All tests, real components included (PKGS, TESTFLAGS)
+	@hack/test.sh $(PKGS)
+
+.PHONY: bench
+bench: ## Benchmarks, each a ratio to a peer or to the bare mechanism in the same run
+	@hack/bench.sh
+
+.PHONY: lint
+lint: ## golangci-lint, as .golangci.yml has it
+	@hack/tools.sh lint >/dev/null && "$$(hack/tools.sh --print-bin)/golangci-lint" run $(PKGS)
+
+.PHONY: fuzz
+fuzz: ## Every fuzz target for FUZZTIME (default 10s)
+	@hack/fuzz.sh $(or $(FUZZTIME),10s)

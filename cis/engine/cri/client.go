@@ -1,0 +1,115 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Labels on sandboxes and containers. The node keeps apart engines that share a containerd.
+const (
+	labelInstance    = "cumulet.io/instance"
+	labelOrg         = "cumulet.io/org"
+	labelNode        = "cumulet.io/node"
+	labelIncarnation = "cumulet.io/incarnation"
+	labelClass       = "cumulet.io/sandbox"
+)
+
+const maxMessage = 64 << 20
+
+// dial connects to containerd, lazily. While it is away calls wait for it until their context ends.
+func dial(socket string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 5 * time.Second,
+			Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}}),
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		grpc.WithUnaryInterceptor(retryUnavailable))
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd: %w", err)
+	}
+	return conn, nil
+}
+
+// retryUnavailable repeats calls that containerd refused because it is starting, and calls that change nothing when
+// repeated, until the context ends. A call that makes something is not repeated after a lost connection: its caller
+// looks first what became of it.
+func retryUnavailable(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	for delay := 50 * time.Millisecond; ; delay = min(2*delay, time.Second) {
+		err := invoke(ctx, method, req, reply, cc, opts...)
+		if err == nil || !notReady(err) && (status.Code(err) != codes.Unavailable || makes(method)) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(delay):
+		}
+	}
+}
+
+// notReady tells whether containerd answered that its CRI service has not started yet.
+func notReady(err error) bool {
+	s := status.Convert(err)
+	return (s.Code() == codes.Unavailable || s.Code() == codes.Unknown) && strings.Contains(s.Message(), "server is not initialized yet")
+}
+
+func makes(method string) bool {
+	switch method[strings.LastIndexByte(method, '/')+1:] {
+	case "RunPodSandbox", "CreateContainer", "StartContainer", "ExecSync", "PullImage":
+		return true
+	}
+	return false
+}
+
+func isNotFound(err error) bool { return status.Code(err) == codes.NotFound }
+
+// message is what a person gets to read of a gRPC error.
+func message(err error) string {
+	if s, ok := status.FromError(err); ok {
+		return s.Message()
+	}
+	return err.Error()
+}
+
+// own selects what this engine made; id restricts to one instance when not empty.
+func (e *Engine) own(id string) map[string]string {
+	sel := map[string]string{labelNode: e.cfg.Node}
+	if id != "" {
+		sel[labelInstance] = id
+	}
+	return sel
+}
+
+func (e *Engine) listSandboxes(ctx context.Context, id string) ([]*rt.PodSandbox, error) {
+	r, err := e.rt.ListPodSandbox(ctx, &rt.ListPodSandboxRequest{Filter: &rt.PodSandboxFilter{LabelSelector: e.own(id)}})
+	return r.GetItems(), err
+}
+
+func (e *Engine) listContainers(ctx context.Context, id string) ([]*rt.Container, error) {
+	r, err := e.rt.ListContainers(ctx, &rt.ListContainersRequest{Filter: &rt.ContainerFilter{LabelSelector: e.own(id)}})
+	return r.GetContainers(), err
+}
+
+// removeSandbox stops and removes a sandbox with all that is in it; one that is gone is fine.
+func (e *Engine) removeSandbox(ctx context.Context, id string) error {
+	if _, err := e.rt.StopPodSandbox(ctx, &rt.StopPodSandboxRequest{PodSandboxId: id}); err != nil && !isNotFound(err) {
+		return fmt.Errorf("stop sandbox: %w", err)
+	}
+	if _, err := e.rt.RemovePodSandbox(ctx, &rt.RemovePodSandboxRequest{PodSandboxId: id}); err != nil && !isNotFound(err) {
+		return fmt.Errorf("remove sandbox: %w", err)
+	}
+	return nil
+}

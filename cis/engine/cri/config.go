@@ -1,0 +1,160 @@
+// Package cri is the engine of one machine: it runs instances on containerd through the Container Runtime Interface.
+//
+// One goroutine per instance owns its state and moves it towards what is desired: image pulls, the sandbox, init
+// containers and sidecars, containers, probes, hooks, restarts, graceful end. What the goroutine knows can be rebuilt at
+// any time from containerd and a small file per instance, so a kill -9 of either side loses nothing.
+//
+// The package decides nothing about admission, quota or tenancy (cis/control does) and does not configure or start
+// containerd (cis/engine/cri/containerd does).
+package cri
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"cumulet.io/billing"
+	"cumulet.io/cis"
+	"cumulet.io/cis/engine"
+)
+
+// Config is what an engine is made of. Socket, Root, LogRoot, Node, Handlers and Sink are required.
+type Config struct {
+	// Socket is the path of containerd's unix socket.
+	Socket string
+	// Root keeps the engine's own files (instances/<id>/…); LogRoot gets the container logs,
+	// <LogRoot>/<org>/<instance>/<container>/<attempt>.log. Both are absolute.
+	Root    string
+	LogRoot string
+	// Node and Region say where this engine is; HostIP is the node's address as instances see it, may be empty.
+	Node   string
+	Region string
+	HostIP string
+	// Handlers maps each sandbox class that this host can run to its containerd handler; Unavailable says of the others
+	// why not.
+	Handlers    map[cis.SandboxClass]string
+	Unavailable map[cis.SandboxClass]string
+	// Sink takes the reports.
+	Sink engine.Sink
+	// Meter starts meters; nil means that nothing is metered.
+	Meter MeterStarter
+	// Logger is used with the ids as attributes; nil means slog.Default().
+	Logger *slog.Logger
+	// PullAuth gives short-lived credentials for images of the platform's own registry, for which the spec has none;
+	// may be nil.
+	PullAuth func(ctx context.Context, org string, images []string) ([]cis.RegistryAuth, error)
+	// HostDNS is the resolver of instances whose spec has none; nil means the host's /etc/resolv.conf.
+	HostDNS *cis.DNS
+	// CgroupRoot is the cgroup below which each instance has its own; default "/cumulet".
+	CgroupRoot string
+	// Capacity is what the engine offers; zero fields are taken from the host.
+	Capacity engine.Capacity
+	// ParallelStarts bounds sandboxes being made at the same time, ParallelPulls image pulls; default 8 each.
+	ParallelStarts int
+	ParallelPulls  int
+	// PIDLimit bounds the processes of one instance; default 4096.
+	PIDLimit int64
+	// Relist is the interval of the safety relist behind the event stream; default 30 s.
+	Relist time.Duration
+	// CrashBackoff and PullBackoff pace restarts and repeated pulls; defaults 10 s doubling to 5 min.
+	CrashBackoff Backoff
+	PullBackoff  Backoff
+}
+
+// Backoff is a delay that doubles from Initial to Max, and begins anew after Reset without a failure.
+type Backoff struct {
+	Initial, Max, Reset time.Duration
+}
+
+func (b Backoff) orDefault() Backoff {
+	if b.Initial <= 0 {
+		b.Initial = 10 * time.Second
+	}
+	if b.Max <= 0 {
+		b.Max = 5 * time.Minute
+	}
+	if b.Reset <= 0 {
+		b.Reset = 2 * b.Max
+	}
+	return b
+}
+
+func (b Backoff) next(d time.Duration) time.Duration {
+	if d <= 0 {
+		return b.Initial
+	}
+	return min(2*d, b.Max)
+}
+
+// Subject is what a meter is about. Its fields are those of billing/meter's Subject.
+type Subject struct {
+	Org, Instance, Name, Region, Node, SandboxClass string
+	Incarnation                                     int64
+	Size                                            billing.Size
+}
+
+// Meter is one instance's running meter.
+type Meter interface {
+	// MarkRunning ends the startup time; repeating it changes nothing.
+	MarkRunning() error
+	// Stop ends the meter at a time for which there is evidence; repeating it changes nothing.
+	Stop(ctx context.Context, at time.Time, reason string) error
+}
+
+// MeterStarter starts the meter of an instance, or goes on with the one that is there already. Safe for concurrent use.
+type MeterStarter interface {
+	Start(ctx context.Context, s Subject) (Meter, error)
+}
+
+// Why a meter stopped, as billing.Event.Reason has it.
+const (
+	meterCompleted   = "Completed"
+	meterFailed      = "Failed"
+	meterDeleted     = "Deleted"
+	meterOOMKilled   = "OOMKilled"
+	meterStartFailed = "StartFailed"
+)
+
+// classOrder is strongest first.
+func classOrder() []cis.SandboxClass { return []cis.SandboxClass{cis.Kata, cis.GVisor, cis.Runc} }
+
+func (c Config) withDefaults() (Config, error) {
+	switch {
+	case c.Socket == "":
+		return c, errors.New("cri: Config.Socket is empty")
+	case !filepath.IsAbs(c.Root) || !filepath.IsAbs(c.LogRoot):
+		return c, errors.New("cri: Config.Root and Config.LogRoot must be absolute paths")
+	case c.Node == "":
+		return c, errors.New("cri: Config.Node is empty")
+	case c.Sink == nil:
+		return c, errors.New("cri: Config.Sink is nil")
+	}
+	for class, h := range c.Handlers {
+		if h == "" {
+			return c, errors.New("cri: Config.Handlers has no handler for class " + string(class))
+		}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.CgroupRoot == "" {
+		c.CgroupRoot = "/cumulet"
+	}
+	if c.ParallelStarts <= 0 {
+		c.ParallelStarts = max(8, 2*runtime.NumCPU())
+	}
+	if c.ParallelPulls <= 0 {
+		c.ParallelPulls = 8
+	}
+	if c.PIDLimit <= 0 {
+		c.PIDLimit = 4096
+	}
+	if c.Relist <= 0 {
+		c.Relist = 30 * time.Second
+	}
+	c.CrashBackoff, c.PullBackoff = c.CrashBackoff.orDefault(), c.PullBackoff.orDefault()
+	return c, nil
+}

@@ -1,0 +1,161 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cumulet.io/internal/proc"
+)
+
+// The bound of containerd's log: one file in use and three old ones.
+const (
+	logFileBytes = 16 << 20
+	logFilesKept = 3
+)
+
+// Daemon is a containerd to be run by this process. Its methods may be called
+// at any time and from several goroutines, but Run at most once at a time.
+type Daemon struct {
+	config Config
+	binary string
+	pid    atomic.Int64
+}
+
+// New checks the configuration and finds containerd. It changes nothing.
+func New(config Config) (*Daemon, error) {
+	config, err := config.normalize()
+	if err != nil {
+		return nil, err
+	}
+	binary, err := lookup(config.BinDirs, "containerd")
+	if err != nil {
+		return nil, err
+	}
+	return &Daemon{config: config, binary: binary}, nil
+}
+
+// Socket is the path of the CRI and containerd API socket.
+func (d *Daemon) Socket() string { return d.config.socket() }
+
+// Host is what the machine allows, as the daemon is configured for it.
+func (d *Daemon) Host() Host { return *d.config.Host }
+
+// PID is the process id of the last containerd that Run started, 0 before the
+// first.
+func (d *Daemon) PID() int { return int(d.pid.Load()) }
+
+// Handlers are the names of the runtime handlers, the default one first.
+func (d *Daemon) Handlers() []string {
+	names := make([]string, len(d.config.Handlers))
+	for i, h := range d.config.Handlers {
+		names[i] = h.Name
+	}
+	return names
+}
+
+// Run writes the configuration and keeps containerd running until ctx ends.
+// Instances go on without it. It returns nil once containerd is gone, or an
+// error when the configuration cannot be written or containerd not be run.
+func (d *Daemon) Run(ctx context.Context) error {
+	if err := d.config.write(); err != nil {
+		return fmt.Errorf("write the configuration of containerd: %w", err)
+	}
+	log, err := proc.OpenFile(d.config.logFile(), logFileBytes, logFilesKept)
+	if err != nil {
+		return fmt.Errorf("open the log of containerd: %w", err)
+	}
+	child := proc.Child{
+		Name:          "containerd",
+		Path:          d.binary,
+		Args:          []string{"--config", d.config.configFile()},
+		Env:           d.config.environment(),
+		Dir:           d.config.Dir,
+		Log:           d.config.Log,
+		Output:        log,
+		DieWithParent: true,
+		Started:       func(pid int) { d.pid.Store(int64(pid)) },
+	}
+	return errors.Join(child.Run(ctx), log.Close())
+}
+
+// environment is what containerd and so the shims get: where the programs are
+// and how to reach registries, and nothing of this process's secrets.
+func (c Config) environment() []string {
+	path := append([]string{}, c.BinDirs...)
+	path = append(path, c.CNIBinDir)
+	if p := os.Getenv("PATH"); p != "" {
+		path = append(path, p)
+	}
+	path = append(path, "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+	env := []string{"PATH=" + strings.Join(path, ":")}
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "TZ"} {
+		if v, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+v)
+		}
+	}
+	return env
+}
+
+// Ready waits until containerd can run a sandbox: it answers, its runtime and
+// network are ready, and the sandbox image is there. After ctx it returns an
+// error that says what was missing; at once, when SandboxArchive cannot be read
+// or lacks the image.
+func (d *Daemon) Ready(ctx context.Context) error {
+	conn, err := grpc.NewClient("unix://"+d.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return fmt.Errorf("containerd: %w", err)
+	}
+	defer conn.Close() // nothing is in flight
+	for {
+		err := d.check(ctx, conn)
+		if err == nil {
+			err = d.ensureSandboxImage(ctx, runtimev1.NewImageServiceClient(conn))
+		}
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNoImage) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("containerd is not ready: %w (last: %w)", ctx.Err(), err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// check asks once whether the runtime and the network are ready.
+func (d *Daemon) check(ctx context.Context, conn *grpc.ClientConn) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	status, err := runtimev1.NewRuntimeServiceClient(conn).Status(ctx, &runtimev1.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	missing := map[string]bool{runtimev1.RuntimeReady: true, runtimev1.NetworkReady: true}
+	var errs []error
+	for _, c := range status.GetStatus().GetConditions() {
+		if !missing[c.GetType()] {
+			continue
+		}
+		delete(missing, c.GetType())
+		if !c.GetStatus() {
+			errs = append(errs, fmt.Errorf("%s is false: %s: %s", c.GetType(), c.GetReason(), c.GetMessage()))
+		}
+	}
+	for name := range missing {
+		errs = append(errs, fmt.Errorf("%s is not reported", name))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,311 @@
+// Package config is the server's configuration: one strict YAML file, overridden by environment and flags.
+//
+// Defaults are in Default alone and make a working single machine. It opens and starts nothing.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"cumulet.io/internal/strictyaml"
+)
+
+// Config is the whole file. Every role reads its own part and the common ones.
+type Config struct {
+	// StateDir holds all that the embedded parts keep: databases, blobs, logs, keys, credentials.
+	StateDir string `yaml:"stateDir"`
+	// Log is how the server itself logs, to standard error, as JSON.
+	Log Log `yaml:"log"`
+	// Tracing is off while its endpoint is empty.
+	Tracing Tracing `yaml:"tracing"`
+	// Node names this machine.
+	Node Node `yaml:"node"`
+	// The roles.
+	Registry Registry `yaml:"registry"`
+	Control  Control  `yaml:"control"`
+	Logs     Logs     `yaml:"logs"`
+	Billing  Billing  `yaml:"billing"`
+	Kubelet  Kubelet  `yaml:"kubelet"`
+}
+
+// Log is the server's own log.
+type Log struct {
+	// Level is debug, info, warn or error.
+	Level string `yaml:"level"`
+}
+
+// Tracing sends OpenTelemetry traces over OTLP/HTTP.
+type Tracing struct {
+	// Endpoint is a URL as http://127.0.0.1:4318; empty means no tracing.
+	Endpoint string `yaml:"endpoint"`
+	// SampleRatio is the share of traces begun here that are kept, 0 to 1.
+	SampleRatio float64 `yaml:"sampleRatio"`
+}
+
+// Node names the machine in instances, meter events and bills.
+type Node struct {
+	Name   string `yaml:"name"`
+	Region string `yaml:"region"`
+	// Address is the IP that clients in the cluster reach this machine at.
+	Address string `yaml:"address"`
+}
+
+// Registry is the bundled registry with the token service.
+type Registry struct {
+	Listen string `yaml:"listen"`
+	// URL is how clients and the other roles reach it; default http:// and Listen.
+	URL string `yaml:"url"`
+	// Database is sqlite:PATH or postgres://…; default a file in the state directory.
+	Database string `yaml:"database"`
+	// BlobDir keeps blobs and manifests; default in the state directory.
+	BlobDir string `yaml:"blobDir"`
+	// AdminUser owns AdminOrg; both are made at the first start. The password is made up and written to
+	// credentials/<user> in the state directory when that file is not there.
+	AdminUser string `yaml:"adminUser"`
+	AdminOrg  string `yaml:"adminOrg"`
+	// TokenTTL is how long a hubtoken lives.
+	TokenTTL time.Duration `yaml:"tokenTTL"`
+}
+
+// Control is the container instance service with its engine.
+type Control struct {
+	Listen   string `yaml:"listen"`
+	URL      string `yaml:"url"`
+	Database string `yaml:"database"`
+	// Engine is cri, or memory (runs nothing; for trying out and benchmarks).
+	Engine string `yaml:"engine"`
+	// Quota is per org; zero fields mean no limit.
+	Quota Quota `yaml:"quota"`
+	CRI   CRI   `yaml:"cri"`
+	// Collector ships log files and meter events to the log store.
+	Collector Collector `yaml:"collector"`
+}
+
+// Quota bounds what the live instances of one org hold.
+type Quota struct {
+	Instances int64 `yaml:"instances"`
+	CPU       int64 `yaml:"cpu"`
+	MemoryGiB int64 `yaml:"memoryGiB"`
+}
+
+// CRI is the engine on one machine.
+type CRI struct {
+	// Socket of a containerd that runs already; empty means that the server runs its own as a child.
+	Socket string `yaml:"socket"`
+	// BinDir has containerd, its shims, runc, runsc and (in cni/ or itself) the CNI plugins; empty means PATH.
+	BinDir string `yaml:"binDir"`
+	// PauseImage is an image archive for the sandbox's own process.
+	PauseImage string `yaml:"pauseImage"`
+	// Bridge and Subnet of the instances' network.
+	Bridge string `yaml:"bridge"`
+	Subnet string `yaml:"subnet"`
+	// AllowRuncDefault lets an instance that names no class run without isolation when the host has nothing stronger.
+	AllowRuncDefault bool `yaml:"allowRuncDefault"`
+	// KataConfig is a Kata configuration file; empty means the shim's default.
+	KataConfig string `yaml:"kataConfig"`
+}
+
+// Collector is Filebeat.
+type Collector struct {
+	// Filebeat is the binary; empty means filebeat in control.cri.binDir or PATH.
+	Filebeat string `yaml:"filebeat"`
+	// Disabled leaves shipping to an agent that the operator runs.
+	Disabled bool `yaml:"disabled"`
+}
+
+// Logs is the log store and its query API.
+type Logs struct {
+	Listen string `yaml:"listen"`
+	URL    string `yaml:"url"`
+	// Elasticsearch is the store; empty URL means the embedded one.
+	Elasticsearch Elasticsearch `yaml:"elasticsearch"`
+	// BulkListen is where the embedded store answers the Elasticsearch API.
+	BulkListen string `yaml:"bulkListen"`
+	// RetentionDays is how long lines are kept; meter events are kept for RetentionMonths.
+	RetentionDays   int `yaml:"retentionDays"`
+	RetentionMonths int `yaml:"retentionMonths"`
+}
+
+// Elasticsearch is a cluster of the operator's own.
+type Elasticsearch struct {
+	URL string `yaml:"url"`
+	// WriteUser and ReadUser with their password files in credentials/.
+	WriteUser string `yaml:"writeUser"`
+	ReadUser  string `yaml:"readUser"`
+}
+
+// Billing is the ledger with its API.
+type Billing struct {
+	Listen   string `yaml:"listen"`
+	URL      string `yaml:"url"`
+	Database string `yaml:"database"`
+	// PriceBook is a YAML file; empty means the example book that the server carries.
+	PriceBook string `yaml:"priceBook"`
+	// Interval is how often the ledger reads new meter events.
+	Interval time.Duration `yaml:"interval"`
+}
+
+// Kubelet is the virtual node. It runs when Kubeconfig is set.
+type Kubelet struct {
+	Kubeconfig string `yaml:"kubeconfig"`
+	// NodeName is the Kubernetes node's; default the node's name.
+	NodeName string `yaml:"nodeName"`
+	// Org is who pays for this node's pods; Orgs overrides it by namespace.
+	Org  string            `yaml:"org"`
+	Orgs map[string]string `yaml:"orgs"`
+	// Listen is the kubelet API; CertFile and KeyFile serve it (self-signed when empty), ClientCAFile knows the API server.
+	Listen       string `yaml:"listen"`
+	CertFile     string `yaml:"certFile"`
+	KeyFile      string `yaml:"keyFile"`
+	ClientCAFile string `yaml:"clientCAFile"`
+	// ClusterDNS and ClusterDomain for dnsPolicy ClusterFirst.
+	ClusterDNS    []string `yaml:"clusterDNS"`
+	ClusterDomain string   `yaml:"clusterDomain"`
+	// Workers sync pods at a time.
+	Workers int `yaml:"workers"`
+	// CPU, MemoryGiB and Pods are the capacity shown to the scheduler; 0 means the engine's.
+	CPU       int64 `yaml:"cpu"`
+	MemoryGiB int64 `yaml:"memoryGiB"`
+	Pods      int64 `yaml:"pods"`
+}
+
+// Default is a single machine on loopback.
+func Default() *Config {
+	return &Config{
+		StateDir: "/var/lib/cumulet",
+		Log:      Log{Level: "info"},
+		Tracing:  Tracing{SampleRatio: 0.1},
+		Node:     Node{Name: "cumulet-0", Region: "local", Address: "127.0.0.1"},
+		Registry: Registry{Listen: "127.0.0.1:5000", AdminUser: "admin", AdminOrg: "demo", TokenTTL: 5 * time.Minute},
+		Control: Control{Listen: "127.0.0.1:8440", Engine: "cri",
+			CRI: CRI{Bridge: "cumulet0", Subnet: "10.98.0.0/20"}},
+		Logs:    Logs{Listen: "127.0.0.1:8441", BulkListen: "127.0.0.1:8444", RetentionDays: 30, RetentionMonths: 13},
+		Billing: Billing{Listen: "127.0.0.1:8442", Interval: 2 * time.Second},
+		Kubelet: Kubelet{Org: "demo", Listen: "127.0.0.1:10250", ClusterDomain: "cluster.local", Workers: 16},
+	}
+}
+
+// Load reads file (none when empty) over the defaults, then environment variables CUMULET_A_B (for a.b), then the
+// overrides "a.b=value", and checks the result.
+func Load(file string, environ, overrides []string) (*Config, error) {
+	c := Default()
+	if file != "" {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("read configuration: %w", err)
+		}
+		if err := strictyaml.Decode(file, data, c); err != nil {
+			return nil, err
+		}
+	}
+	for _, kv := range fromEnviron(environ) {
+		if err := c.set("environment", kv[0], kv[1]); err != nil {
+			return nil, err
+		}
+	}
+	for _, o := range overrides {
+		k, v, ok := strings.Cut(o, "=")
+		if !ok {
+			return nil, fmt.Errorf("--set %s: write key=value, as registry.listen=127.0.0.1:5001", o)
+		}
+		if err := c.set("--set", k, v); err != nil {
+			return nil, err
+		}
+	}
+	c.derive()
+	return c, c.check()
+}
+
+// set decodes one dotted key through the same strict decoder as the file.
+func (c *Config) set(from, key, value string) error {
+	leaf := &yaml.Node{}
+	if err := yaml.Unmarshal([]byte(value), leaf); err != nil || len(leaf.Content) == 0 {
+		leaf = &yaml.Node{Kind: yaml.DocumentNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Value: value}}}
+	}
+	n := leaf.Content[0]
+	parts := strings.Split(key, ".")
+	for i := len(parts) - 1; i >= 0; i-- {
+		n = &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Value: parts[i]}, n}}
+	}
+	text, err := yaml.Marshal(n)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", from, key, err)
+	}
+	return strictyaml.Decode(from, text, c)
+}
+
+// derive fills what follows from other fields.
+func (c *Config) derive() {
+	def := func(p *string, v string) {
+		if *p == "" {
+			*p = v
+		}
+	}
+	if abs, err := filepath.Abs(c.StateDir); err == nil {
+		c.StateDir = abs
+	}
+	def(&c.Registry.URL, "http://"+c.Registry.Listen)
+	def(&c.Control.URL, "http://"+c.Control.Listen)
+	def(&c.Logs.URL, "http://"+c.Logs.Listen)
+	def(&c.Billing.URL, "http://"+c.Billing.Listen)
+	def(&c.Registry.Database, "sqlite:"+c.Path("registry.db"))
+	def(&c.Control.Database, "sqlite:"+c.Path("control.db"))
+	def(&c.Billing.Database, "sqlite:"+c.Path("billing.db"))
+	def(&c.Registry.BlobDir, c.Path("blobs"))
+	def(&c.Kubelet.NodeName, c.Node.Name)
+	def(&c.Logs.Elasticsearch.WriteUser, "collector")
+	def(&c.Logs.Elasticsearch.ReadUser, "reader")
+}
+
+// check names the first thing that cannot work, by its key.
+func (c *Config) check() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
+	}
+	for key, v := range map[string]string{"registry.listen": c.Registry.Listen, "control.listen": c.Control.Listen,
+		"logs.listen": c.Logs.Listen, "logs.bulkListen": c.Logs.BulkListen, "billing.listen": c.Billing.Listen, "kubelet.listen": c.Kubelet.Listen} {
+		if _, _, err := net.SplitHostPort(v); err != nil {
+			bad(key, "must be host:port, not %q", v)
+		}
+	}
+	for key, v := range map[string]string{"registry.url": c.Registry.URL, "control.url": c.Control.URL, "logs.url": c.Logs.URL, "billing.url": c.Billing.URL} {
+		if u, err := url.Parse(v); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil {
+			bad(key, "must be an http or https URL without credentials")
+		}
+	}
+	if net.ParseIP(c.Node.Address) == nil {
+		bad("node.address", "must be an IP address, not %q", c.Node.Address)
+	}
+	if _, _, err := net.ParseCIDR(c.Control.CRI.Subnet); err != nil {
+		bad("control.cri.subnet", "must be a CIDR as 10.98.0.0/20, not %q", c.Control.CRI.Subnet)
+	}
+	if c.Control.Engine != "cri" && c.Control.Engine != "memory" {
+		bad("control.engine", "must be cri or memory, not %q", c.Control.Engine)
+	}
+	if c.Tracing.SampleRatio < 0 || c.Tracing.SampleRatio > 1 {
+		bad("tracing.sampleRatio", "must be from 0 to 1, not %v", c.Tracing.SampleRatio)
+	}
+	switch c.Log.Level {
+	case "debug", "info", "warn", "error":
+	default:
+		bad("log.level", "must be debug, info, warn or error, not %q", c.Log.Level)
+	}
+	if (c.Kubelet.CertFile == "") != (c.Kubelet.KeyFile == "") {
+		bad("kubelet.certFile", "goes with kubelet.keyFile: set both or none")
+	}
+	return errors.Join(errs...)
+}
+
+// Path is a path below the state directory.
+func (c *Config) Path(elem ...string) string {
+	return filepath.Join(append([]string{c.StateDir}, elem...)...)
+}

@@ -1,0 +1,56 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	write := func(text string) string {
+		p := filepath.Join(dir, "cisd.yaml")
+		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	for _, tc := range []struct {
+		name, yaml string
+		env, set   []string
+		want       string
+		ok         func(*Config) bool
+	}{
+		{name: "defaults", ok: func(c *Config) bool {
+			return c.Registry.URL == "http://127.0.0.1:5000" && c.Registry.Database == "sqlite:/var/lib/cumulet/registry.db"
+		}},
+		{name: "file, environment, flag", yaml: "registry: {listen: 127.0.0.1:1}\nlogs: {retentionDays: 3}",
+			env: []string{"CUMULET_REGISTRY_LISTEN=127.0.0.1:2", "CUMULET_CACHE=/x"}, set: []string{"registry.listen=127.0.0.1:3", "billing.interval=5s"},
+			ok: func(c *Config) bool {
+				return c.Registry.Listen == "127.0.0.1:3" && c.Logs.RetentionDays == 3 && c.Billing.Interval.Seconds() == 5
+			}},
+		{name: "list by flag", set: []string{"kubelet.clusterDNS=[10.96.0.10]"}, ok: func(c *Config) bool { return c.Kubelet.ClusterDNS[0] == "10.96.0.10" }},
+		{name: "unknown key", yaml: "registry:\n  listn: x\n", want: `cisd.yaml:2:3: unknown key "registry.listn"; did you mean "listen"?`},
+		{name: "unknown flag key", set: []string{"registry.listn=x"}, want: `did you mean "listen"?`},
+		{name: "no equals", set: []string{"registry.listen"}, want: "write key=value"},
+		{name: "bad values", yaml: "node: {address: here}\ncontrol: {engine: podman, cri: {subnet: 10.0.0.1}}\nlog: {level: loud}",
+			want: `control.engine: must be cri or memory, not "podman"`},
+		{name: "credentials in a URL", yaml: "logs: {url: 'http://u:p@h'}", want: "logs.url: must be an http or https URL without credentials"},
+		{name: "half a key pair", yaml: "kubelet: {certFile: a}", want: "kubelet.certFile: goes with kubelet.keyFile"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			file := ""
+			if tc.yaml != "" {
+				file = write(tc.yaml)
+			}
+			c, err := Load(file, tc.env, tc.set)
+			if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
+				t.Fatalf("got %v, want %q", err, tc.want)
+			}
+			if tc.ok != nil && !tc.ok(c) {
+				t.Errorf("got %+v", c)
+			}
+		})
+	}
+}

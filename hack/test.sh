@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# test.sh [PACKAGE...]: installs what the tests need, then checks and tests, the fast things first.
+#
+#   TESTFLAGS=   more flags for go test, as -run X
+#   LINT=0       without the linters
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+packages=("$@")
+((${#packages[@]})) || packages=(./...)
+began=$SECONDS
+export GOFLAGS=-buildvcs=false
+say() { printf '\n==> %s (%ds)\n' "$*" $((SECONDS - began)); }
+
+say "format and vet"
+unformatted=$(git ls-files '*.go' | xargs gofmt -l)
+[[ -z $unformatted ]] || { printf 'not formatted by gofmt:\n%s\n' "$unformatted"; exit 1; }
+go vet "${packages[@]}"
+
+say "tools"
+hack/tools.sh
+export CUMULET_REQUIRE_TOOLS=1 PATH=$(hack/tools.sh --print-bin):$PATH
+
+if [[ ${LINT:-1} == 1 && -e .golangci.yml ]]; then
+	say "lint"
+	golangci-lint run "${packages[@]}"
+fi
+
+say "tests, with the race detector"
+# Two packages at a time: the tests with real components want the machine for themselves.
+go build -o bin/testsum ./hack/testsum
+# shellcheck disable=SC2086
+go test -json -race -count=1 -p 2 -timeout 30m ${TESTFLAGS:-} "${packages[@]}" 2>&1 | bin/testsum
+say "done"
