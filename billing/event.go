@@ -4,7 +4,10 @@
 // events on the node, billing/ledger reads them back from the log store and makes lines, statements and reports.
 package billing
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // EventKind is the kind of a meter event.
 type EventKind string
@@ -14,6 +17,15 @@ const (
 	EventStarted   EventKind = "started"
 	EventHeartbeat EventKind = "heartbeat"
 	EventStopped   EventKind = "stopped"
+)
+
+// Phase is the quantity that a second of an instance's life counts for.
+type Phase string
+
+// The phases of a meter. An incarnation begins in startup and goes to running once.
+const (
+	PhaseStartup Phase = "startup"
+	PhaseRunning Phase = "running"
 )
 
 // HeartbeatInterval is how often a live instance's meter appends a heartbeat.
@@ -47,6 +59,9 @@ type Event struct {
 	Sequence int64 `json:"sequence"`
 	// Time is when the event was made, by the node's wall clock, UTC, nanoseconds.
 	Time time.Time `json:"time"`
+	// At is the instant that the counters stand at, by the same clock. It is before Time when an end was noticed late
+	// (a stop after the node's process was down), else the two differ by less than a millisecond.
+	At time.Time `json:"at"`
 	// Region and Node say where it ran.
 	Region string `json:"region"`
 	Node   string `json:"node"`
@@ -58,6 +73,23 @@ type Event struct {
 	// clock: startup until the first container of the pod proper has started, running after that.
 	StartupMillis int64 `json:"startupMillis"`
 	RunningMillis int64 `json:"runningMillis"`
+	// Phase is what the time after this event counts for.
+	Phase Phase `json:"phase"`
+	// Clock is At by the node's monotonic clock; the meter goes on from it after a restart.
+	Clock Clock `json:"clock"`
 	// Reason says why a stopped instance ended: Completed, Failed, Deleted, OOMKilled, NodeLost, StartFailed.
 	Reason string `json:"reason,omitempty"`
+}
+
+// Clock is an instant of a node's monotonic clock (CLOCK_BOOTTIME, which counts suspended time too).
+type Clock struct {
+	// Boot names the boot of the machine; nanoseconds of different boots do not compare.
+	Boot string `json:"boot"`
+	// Nanos is nanoseconds since that boot.
+	Nanos int64 `json:"nanos"`
+}
+
+// EventID makes the deterministic id of an event.
+func EventID(instance string, incarnation, sequence int64) string {
+	return fmt.Sprintf("%s/%d/%d", instance, incarnation, sequence)
 }

@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"cumulet.io/billing"
 )
@@ -117,13 +118,19 @@ func containerReserves(c *Container, name corev1.ResourceName) int64 {
 	if !ok || q.Sign() <= 0 {
 		return 0
 	}
+	if tooLarge(q) {
+		return math.MaxInt64
+	}
 	if name == corev1.ResourceCPU {
-		if q.Value() > math.MaxInt64/1000 {
-			return math.MaxInt64
-		}
 		return q.MilliValue()
 	}
 	return q.Value()
+}
+
+// tooLarge tells whether a quantity is beyond everything that exact arithmetic may be done with: it would overflow,
+// or with a huge exponent never end.
+func tooLarge(q resource.Quantity) bool {
+	return !(math.Abs(q.AsApproximateFloat64()) <= 1e15)
 }
 
 // Sidecar tells whether an init container keeps running beside the containers.

@@ -125,8 +125,6 @@ inputs_of() {
 	images) find "$hack/image" "$root/cmd/pause" -type f -name '*.go' ! -name '*_test.go' && echo /bin/busybox ;;
 	*) find "$hack/$1" -type f ! -name '*_test.go' ! -name '*.md' ;;
 	esac
-	# A devcluster carries the product's RBAC manifest.
-	[[ $1 != devcluster || ! -e $root/deploy/rbac.yaml ]] || echo "$root/deploy/rbac.yaml"
 }
 
 # hash_of NAME: of the inputs' names and contents, the recipe and the compiler.

@@ -41,6 +41,10 @@ type Child struct {
 	// a child that outlives this process needs: a pipe breaks with its reader.
 	Output io.Writer
 
+	// Credential is the user to run as; nil is this process's. Another one needs
+	// root.
+	Credential *syscall.Credential
+
 	// DieWithParent has the kernel kill the child when this process dies, even
 	// by SIGKILL. Without it the child lives on, and the next start of this
 	// process has to find and own it.
@@ -49,7 +53,9 @@ type Child struct {
 	// A child that dies is started again after MinBackoff, doubled each time up
 	// to MaxBackoff. Having lived for MaxBackoff starts the count anew.
 	MinBackoff, MaxBackoff time.Duration
-	// StopBound is how long the child has between SIGTERM and SIGKILL, and how
+	// StopSignal asks the child to end. Default: SIGTERM.
+	StopSignal syscall.Signal
+	// StopBound is how long the child has between StopSignal and SIGKILL, and how
 	// long a grandchild may hold a dead child's output before it is cut off.
 	StopBound time.Duration
 
@@ -96,6 +102,9 @@ func (c Child) withDefaults() Child {
 		c.MaxBackoff = DefaultMaxBackoff
 	}
 	c.MaxBackoff = max(c.MinBackoff, c.MaxBackoff)
+	if c.StopSignal == 0 {
+		c.StopSignal = syscall.SIGTERM
+	}
 	if c.StopBound <= 0 {
 		c.StopBound = DefaultStopBound
 	}
@@ -111,11 +120,11 @@ func (c Child) once(ctx context.Context, log *slog.Logger) error {
 	cmd.Env, cmd.Dir = c.Env, c.Dir
 	// A group of its own: Ctrl-C at a terminal is for this process, which then
 	// stops its children in its own order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.Credential}
 	if c.DieWithParent {
 		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	}
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.Cancel = func() error { return cmd.Process.Signal(c.StopSignal) }
 	cmd.WaitDelay = c.StopBound
 
 	out := c.Output

@@ -48,9 +48,6 @@ func cacheDir() (string, error) {
 	return filepath.Join(home, ".cache", "cumulet"), err
 }
 
-// systemDirs are searched after PATH, which often lacks the sbin ones.
-var systemDirs = []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} //nolint:gochecknoglobals // constant
-
 // findTool returns the path of a program: built by hack/tools.sh, else the
 // machine's own.
 func findTool(name string) (string, error) {
@@ -63,7 +60,8 @@ func findTool(name string) (string, error) {
 	if p, err := exec.LookPath(name); err == nil {
 		return p, nil
 	}
-	for _, dir := range systemDirs {
+	// A user's PATH often lacks these.
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
 		if p, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
 			return p, nil
 		}

@@ -58,7 +58,7 @@ func (d *Daemon) RemoveSandboxes(ctx context.Context) error {
 }
 
 // Purge removes what this containerd has left on the machine: shims and their
-// containers, mounts, the bridge, Dir and RunDir with all images. Only for after
+// containers, mounts, the bridge, Dir and RunDir with all images in them. Only for after
 // Run has returned, and only when nothing is to be kept. RemoveSandboxes before
 // it gives containers their gentle end and gives addresses and rules back.
 func (d *Daemon) Purge(ctx context.Context) error {
@@ -66,7 +66,7 @@ func (d *Daemon) Purge(ctx context.Context) error {
 	if err := d.killShims(ctx); err != nil {
 		errs = append(errs, err)
 	}
-	for _, dir := range []string{d.config.RunDir, d.config.Dir} {
+	for _, dir := range []string{d.config.shortDir(), d.config.RunDir, d.config.Dir} {
 		if err := unmountBelow(dir); err != nil {
 			errs = append(errs, err)
 			continue // never delete through a mount

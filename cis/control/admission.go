@@ -1,0 +1,145 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"cumulet.io/billing"
+	"cumulet.io/cis"
+	"cumulet.io/cis/control/store"
+	"cumulet.io/cis/engine"
+	"cumulet.io/internal/problem"
+)
+
+// reasonSandbox is the reason of a rejection for want of the sandbox class.
+const reasonSandbox = "SandboxUnavailable"
+
+// hostAge is how long what the engine says of its host is believed.
+const hostAge = 10 * time.Second
+
+// host is what an engine says of where it runs.
+type host struct {
+	classes  []cis.SandboxClass
+	why      map[cis.SandboxClass]string
+	capacity engine.Capacity
+	at       time.Time
+}
+
+type hostCache struct {
+	mu   sync.Mutex
+	last *host
+}
+
+// hostNow asks the engine, not more often than every hostAge.
+func (c *Control) hostNow(ctx context.Context) (*host, error) {
+	c.host.mu.Lock()
+	defer c.host.mu.Unlock()
+	now := c.cfg.Now()
+	if h := c.host.last; h != nil && now.Sub(h.at) < hostAge && now.Sub(h.at) >= 0 {
+		return h, nil
+	}
+	capacity, err := c.engine.Capacity(ctx)
+	if err != nil {
+		return nil, &problem.Error{Class: problem.ErrUnavailable, Detail: "the engine does not answer", RetryAfter: time.Second}
+	}
+	h := &host{capacity: capacity, at: now}
+	h.classes, h.why = c.engine.Classes(ctx)
+	if len(h.classes) > 0 { // else ask again: an engine that is only starting has none yet
+		c.host.last = h
+	}
+	return h, nil
+}
+
+// refuses says why an instance of the class cannot be had, and what to do; "" when it can. "" as class stands for the
+// strongest that there is.
+func (h *host) refuses(class cis.SandboxClass) string {
+	have := make([]string, 0, len(h.classes))
+	for _, c := range h.classes {
+		have = append(have, string(c))
+	}
+	switch {
+	case len(have) == 0:
+		return fmt.Sprintf("no sandbox class can be had here: %s", h.reasons())
+	case class == "" || slices.Contains(h.classes, class):
+		return ""
+	}
+	why := h.why[class]
+	if why == "" {
+		why = "the engine does not know it"
+	}
+	return fmt.Sprintf("sandbox class %q cannot be had here: %s. Ask for one of %s with the annotation %s, or for none",
+		class, why, strings.Join(have, ", "), cis.AnnotationSandbox)
+}
+
+func (h *host) reasons() string {
+	var list []string
+	for _, c := range []cis.SandboxClass{cis.Kata, cis.GVisor, cis.Runc} {
+		if why := h.why[c]; why != "" {
+			list = append(list, string(c)+": "+why)
+		}
+	}
+	if len(list) == 0 {
+		return "the engine gives no reason"
+	}
+	return strings.Join(list, "; ")
+}
+
+// admits refuses what does not fit beside what is live.
+func (h *host) admits(total store.Usage, s billing.Size) error {
+	limit := Quota{Instances: h.capacity.Instances, MilliCPU: h.capacity.MilliCPU, MemoryMiB: h.capacity.MemoryBytes >> 20}
+	if what := limit.exceeded(total, s); what != "" {
+		return &problem.Error{Class: problem.ErrExhausted, Detail: "there is no room: " + what + "; try again when other instances have ended", RetryAfter: 5 * time.Second}
+	}
+	return nil
+}
+
+func (c *Control) quota(org string) Quota {
+	if q, ok := c.cfg.OrgQuota[org]; ok {
+		return q
+	}
+	return c.cfg.Quota
+}
+
+func (q Quota) admits(u store.Usage, s billing.Size) error {
+	if what := q.exceeded(u, s); what != "" {
+		return problem.New(problem.ErrExhausted, "the organisation's quota is used up: %s; delete instances, or ask for a larger quota", what)
+	}
+	return nil
+}
+
+// exceeded names the bound that would be passed, "" when none.
+func (q Quota) exceeded(u store.Usage, s billing.Size) string {
+	for _, b := range []struct {
+		name             string
+		limit, used, add int64
+	}{
+		{"instances", q.Instances, u.Instances, 1},
+		{"milliCPU", q.MilliCPU, u.MilliCPU, s.MilliCPU},
+		{"memory MiB", q.MemoryMiB, u.MemoryMiB, s.MemoryMiB},
+	} {
+		if b.limit > 0 && b.used+b.add > b.limit {
+			return fmt.Sprintf("%d %s in use and %d more asked for, of %d", b.used, b.name, b.add, b.limit)
+		}
+	}
+	return ""
+}
+
+// Sandboxes tells how instances can be isolated here.
+func (c *Control) Sandboxes(ctx context.Context) (*cis.Sandboxes, error) {
+	h, err := c.hostNow(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &cis.Sandboxes{Region: c.cfg.Region, Node: c.cfg.Node, Available: slices.Clone(h.classes), Unavailable: map[cis.SandboxClass]string{}}
+	if out.Available == nil {
+		out.Available = []cis.SandboxClass{}
+	}
+	for class, why := range h.why {
+		out.Unavailable[class] = why
+	}
+	return out, nil
+}

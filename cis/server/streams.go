@@ -1,0 +1,119 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"iter"
+	"math"
+	"net/http"
+	"time"
+
+	"cumulet.io/cis"
+	"cumulet.io/internal/problem"
+	"cumulet.io/registry/hubtoken"
+)
+
+// watchWrite bounds one write to a watcher: one that does not read loses its connection, and resumes by cursor.
+const watchWrite = 30 * time.Second
+
+// watchLine is one line of a watch: an item, or the problem that ended it.
+type watchLine struct {
+	cis.WatchItem
+	Error *problem.Document `json:"error,omitempty"`
+}
+
+// watch streams changes, one JSON document a line. It ends with the token: a client comes back with a new one.
+func (s *server) watch(w http.ResponseWriter, r *http.Request) error {
+	q := newQuery(r, "node", "cursor")
+	node, cursor := q.text("node", 253), q.text("cursor", 128)
+	if q.err != nil {
+		return q.err
+	}
+	ctx := r.Context()
+	if exp := hubtoken.FromContext(ctx).ExpiresAt; exp != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, exp.Sub(s.cfg.Now()))
+		defer cancel()
+	}
+	next, stop := iter.Pull2(s.svc.Watch(ctx, r.PathValue("org"), node, cursor))
+	defer stop()
+	item, err, ok := next()
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	rc := http.NewResponseController(w)
+	enc := json.NewEncoder(w)
+	for ; ok; item, err, ok = next() {
+		line := watchLine{WatchItem: item}
+		switch {
+		case ctx.Err() != nil:
+			return nil // cut: the client resumes
+		case err != nil:
+			d := problem.Of(err)
+			d.RequestID = w.Header().Get("X-Request-Id")
+			if d.Status >= http.StatusInternalServerError {
+				s.log.ErrorContext(ctx, "watch failed", "org", r.PathValue("org"), "requestId", d.RequestID, "error", err)
+			}
+			line.Error = &d
+		}
+		if err := rc.SetWriteDeadline(time.Now().Add(watchWrite)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return nil
+		}
+		if enc.Encode(line) != nil || rc.Flush() != nil || line.Error != nil {
+			return nil
+		}
+	}
+	return nil
+}
+
+// logs streams a container's bytes. A fault on the way cuts the connection, so that a reader can tell.
+func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
+	q := newQuery(r, "follow", "tail", "since", "previous", "timestamps", "limitBytes")
+	req := cis.LogRequest{Container: r.PathValue("container"), Follow: q.flag("follow"), Previous: q.flag("previous"),
+		Timestamps: q.flag("timestamps"), Tail: q.number("tail", 0, math.MaxInt64), Since: q.time("since")}
+	if n := q.number("limitBytes", 1, math.MaxInt64); n != nil {
+		req.LimitBytes = *n
+	}
+	if q.err != nil {
+		return q.err
+	}
+	body, err := s.svc.Logs(r.Context(), r.PathValue("org"), r.PathValue("id"), req)
+	if err != nil {
+		return err
+	}
+	defer body.Close() //nolint:errcheck // read to its end, or the client has gone
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	rc := http.NewResponseController(w)
+	// A reader may be a person with a pager: only the connection's end ends this.
+	if err := rc.SetWriteDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	if rc.Flush() != nil {
+		return nil
+	}
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := body.Read(buf)
+		if n > 0 {
+			if _, werr := w.Write(buf[:n]); werr != nil || rc.Flush() != nil {
+				return nil
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			if r.Context().Err() == nil {
+				s.log.ErrorContext(r.Context(), "log stream failed", "instance", r.PathValue("id"), "requestId", w.Header().Get("X-Request-Id"), "error", err)
+			}
+			panic(http.ErrAbortHandler)
+		}
+	}
+}

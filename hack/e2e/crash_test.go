@@ -1,0 +1,147 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"cumulet.io/cis"
+	"cumulet.io/hack/platform"
+	"cumulet.io/internal/testenv"
+)
+
+// TestCrashes kills every process of the platform at random moments and starts it again, while instances come, work
+// and go: no instance may be lost, doubled or leaked, no log line missing or twice, and the bill must be exact.
+// CRASH_SEED repeats a run's choices; CRASH_KILLS sets their number.
+func TestCrashes(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("CRASH_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kills := 14
+	if s := os.Getenv("CRASH_KILLS"); s != "" {
+		var err error
+		if kills, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("CRASH_SEED=%d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+
+	p := platform.Start(t, platform.Options{Kubernetes: true})
+	image := p.Push("demo/hello:1")
+	p.Login()
+	secret(t, p)
+
+	const lines = 200
+	want := map[string]int{} // pod name to the lines it prints; 0 serves until deleted
+	apply := func(n int) {
+		class := []string{"runc", "gvisor"}[n%2]
+		name := fmt.Sprintf("work-%d", n)
+		want[name] = lines
+		m := pod(name, image, class, fmt.Sprintf("work, --lines, '%d', --every, 50ms", lines), "  restartPolicy: Never\n")
+		if n%3 == 0 {
+			name = fmt.Sprintf("serve-%d", n)
+			want[name] = 0
+			m += pod(name, image, class, "serve", "")
+		}
+		run(t, p, m, "apply", "-f", "-")
+	}
+	victims := append(platform.Roles(), "containerd", "filebeat")
+	for n := range kills {
+		apply(n)
+		time.Sleep(time.Duration(rnd.IntN(1500)) * time.Millisecond) // the random moment itself
+		v := victims[rnd.IntN(len(victims))]
+		killed := p.Kill(v)
+		t.Logf("kill -9 %s: %v", v, killed)
+		time.Sleep(time.Duration(rnd.IntN(1000)) * time.Millisecond)
+		if killed && v != "containerd" && v != "filebeat" { // those two are started again by the server
+			p.Run(v)
+		}
+	}
+	for _, r := range platform.Roles() {
+		if r != "kubelet" {
+			p.Ready(r)
+		}
+	}
+	for name, n := range want {
+		cond := "--for=condition=Ready"
+		if n > 0 {
+			cond = "--for=jsonpath={.status.phase}=Succeeded"
+		}
+		run(t, p, "", "wait", cond, "pod/"+name, "--timeout=180s")
+	}
+
+	// One instance for each pod, never restarted, in its first sandbox.
+	byName := map[string]cis.Instance{}
+	for _, in := range instances(t, p) {
+		if _, twice := byName[in.Spec.Name]; twice {
+			t.Errorf("%s has two instances", in.Spec.Name)
+		}
+		byName[in.Spec.Name] = in
+		if in.Status.Incarnation != 1 || len(in.Status.Containers) != 1 || in.Status.Containers[0].RestartCount != 0 {
+			t.Errorf("%s: incarnation %d, containers %+v: something ran twice", in.Spec.Name, in.Status.Incarnation, in.Status.Containers)
+		}
+	}
+	if len(byName) != len(want) {
+		t.Errorf("%d instances for %d pods", len(byName), len(want))
+	}
+	run(t, p, "", "delete", "pod", "--all", "--timeout=120s")
+	testenv.Eventually(t, 2*time.Minute, func() error {
+		if out := mustCis(t, p, "ps"); strings.Contains(out, "i-") {
+			return fmt.Errorf("instances are left:\n%s", out)
+		}
+		return nil
+	})
+	testenv.Eventually(t, time.Minute, func() error { return p.Leftovers() })
+
+	for name, n := range want {
+		if n == 0 {
+			continue
+		}
+		testenv.Eventually(t, time.Minute, func() error {
+			if got := mustCis(t, p, "logs", byName[name].ID); got != numbered(n) {
+				return fmt.Errorf("%s: the log is not its %d lines in order, but %d bytes in %d lines", name, n, len(got), strings.Count(got, "\n"))
+			}
+			return nil
+		})
+	}
+	testenv.Eventually(t, 2*time.Minute, func() error { _, err := p.Cis("bill", "--reconcile"); return err })
+	checkBill(t, p)
+}
+
+// checkBill compares what is billed with what the engine reported of each instance's life.
+func checkBill(t *testing.T, p *platform.Platform) {
+	var bill struct {
+		Instances []struct {
+			Instance  string `json:"instance"`
+			Seconds   int64  `json:"seconds"`
+			Estimated bool   `json:"estimated"`
+		} `json:"instances"`
+	}
+	if err := json.Unmarshal([]byte(mustCis(t, p, "bill", "-o", "json")), &bill); err != nil {
+		t.Fatal(err)
+	}
+	billed := map[string]int64{}
+	for _, i := range bill.Instances {
+		billed[i.Instance] = i.Seconds
+		if i.Estimated {
+			t.Errorf("%s is estimated, though it was stopped in order", i.Instance)
+		}
+	}
+	for _, in := range instances(t, p) {
+		life := in.Status.EndedAt.Sub(in.Status.StartedAt)
+		if got, exact := billed[in.ID], int64(math.Ceil(life.Seconds())); got < exact-1 || got > exact+1 {
+			t.Errorf("%s (%s) lived %v and is billed %d s", in.Spec.Name, in.ID, life, got)
+		}
+	}
+}

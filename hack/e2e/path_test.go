@@ -1,0 +1,177 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"cumulet.io/hack/platform"
+	"cumulet.io/internal/testenv"
+)
+
+// TestWholePath goes from a push to a bill, as the quickstart does, and checks what it says at each step.
+func TestWholePath(t *testing.T) {
+	p := platform.Start(t, platform.Options{Kubernetes: true})
+	image := p.Push("demo/hello:1")
+	p.Login()
+	secret(t, p)
+
+	run(t, p, pod("web", image, "gvisor", "serve", "    env: [{name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]\n")+
+		pod("plain", image, "runc", "serve", "")+
+		pod("count", image, "gvisor", "work, --lines, '1000'", "  restartPolicy: Never\n"), "apply", "-f", "-")
+	run(t, p, "", "wait", "--for=condition=Ready", "pod/web", "pod/plain", "--timeout=120s")
+	run(t, p, "", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/count", "--timeout=120s")
+
+	t.Run("describe", func(t *testing.T) {
+		testenv.Eventually(t, 20*time.Second, func() error {
+			out := run(t, p, "", "describe", "pod", "web")
+			for _, want := range []string{"Node:", "Started", "Pulled", "cis.cumulet.io/instance", "cis.cumulet.io/size"} {
+				if !strings.Contains(out, want) {
+					return fmt.Errorf("describe lacks %q:\n%s", want, out)
+				}
+			}
+			return nil
+		})
+	})
+	t.Run("isolation", func(t *testing.T) {
+		inside := run(t, p, "", "logs", "web")
+		wantContains(t, "log", inside, "serving on :8080 as web")
+		host, err := exec.CommandContext(t.Context(), "uname", "-r").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(inside, strings.TrimSpace(string(host))) {
+			t.Errorf("a gvisor instance sees the host's kernel %s: %s", host, inside)
+		}
+		wantContains(t, "log of the runc pod", run(t, p, "", "logs", "plain"), strings.TrimSpace(string(host)))
+	})
+	t.Run("logs", func(t *testing.T) {
+		if got := run(t, p, "", "logs", "count"); got != numbered(1000) {
+			t.Errorf("the log is not 1000 lines in order: %d bytes", len(got))
+		}
+		if got := run(t, p, "", "logs", "count", "--tail=2"); got != "line 999 of 1000\nline 1000 of 1000\n" {
+			t.Errorf("--tail=2: %q", got)
+		}
+		stamped := run(t, p, "", "logs", "count", "--tail=1", "--timestamps")
+		if !regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z line 1000 of 1000\n$`).MatchString(stamped) {
+			t.Errorf("--timestamps: %q", stamped)
+		}
+	})
+	t.Run("exec", func(t *testing.T) {
+		out := run(t, p, "", "exec", "web", "--", "/app", "env", "POD_IP")
+		if !regexp.MustCompile(`^POD_IP=\d+\.\d+\.\d+\.\d+\n$`).MatchString(out) {
+			t.Errorf("exec: %q", out)
+		}
+		_, err := p.Kubectl("", "exec", "web", "--", "/app", "nonsense")
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+			t.Errorf("the exit code of a failing command: %v", err)
+		}
+	})
+	t.Run("port-forward", func(t *testing.T) { portForward(t, p) })
+	t.Run("stats", func(t *testing.T) {
+		testenv.Eventually(t, 30*time.Second, func() error {
+			out, err := p.Kubectl("", "get", "--raw", "/api/v1/nodes")
+			if err != nil {
+				return err
+			}
+			if !strings.Contains(out, "virtual-kubelet.io/provider") {
+				return fmt.Errorf("the node has no taint")
+			}
+			return nil
+		})
+	})
+	t.Run("a class that the host lacks", func(t *testing.T) {
+		if out, err := p.Cis("run", "--sandbox", "kata", "-d", image); err == nil && strings.Contains(mustCis(t, p, "describe", strings.TrimSpace(out)), "Sandbox:        kata") {
+			t.Skip("this host runs Kata")
+		}
+		run(t, p, pod("vm", image, "kata", "serve", ""), "apply", "-f", "-")
+		testenv.Eventually(t, 30*time.Second, func() error {
+			out := run(t, p, "", "describe", "pod", "vm")
+			if !strings.Contains(out, "kata") || !strings.Contains(out, "Warning") {
+				return fmt.Errorf("no event says why: %s", out)
+			}
+			return nil
+		})
+	})
+	t.Run("an unsupported field", func(t *testing.T) {
+		run(t, p, strings.Replace(pod("hostnet", image, "runc", "serve", ""), "spec:", "spec:\n  hostNetwork: true", 1), "apply", "-f", "-")
+		testenv.Eventually(t, 30*time.Second, func() error {
+			if out := run(t, p, "", "describe", "pod", "hostnet"); !strings.Contains(out, "spec.hostNetwork") {
+				return fmt.Errorf("no event names the field: %s", out)
+			}
+			return nil
+		})
+	})
+	t.Run("cis run", func(t *testing.T) {
+		if out := mustCis(t, p, "run", "--sandbox", "runc", image, "work", "--lines", "3"); out != numbered(3) {
+			t.Errorf("cis run printed %q", out)
+		}
+		_, err := p.Cis("run", "--sandbox", "runc", image, "nonsense")
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+			t.Errorf("the exit code of a failing instance: %v", err)
+		}
+	})
+	t.Run("after the end", func(t *testing.T) { afterTheEnd(t, p) })
+}
+
+func portForward(t *testing.T, p *platform.Platform) {
+	port := testenv.FreePort(t)
+	cmd := exec.CommandContext(t.Context(), testenv.Tool(t, "kubectl"), "--kubeconfig", p.Kubeconfig, "port-forward", "pod/web", fmt.Sprintf("%d:8080", port))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	testenv.Eventually(t, 30*time.Second, func() error {
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || !strings.Contains(string(body), "hello from web") {
+			return fmt.Errorf("got %q, %v", body, err)
+		}
+		return nil
+	})
+}
+
+// afterTheEnd deletes the pods and reads back what must outlive them.
+func afterTheEnd(t *testing.T, p *platform.Platform) {
+	var count string
+	for _, in := range instances(t, p) {
+		if in.Spec.Name == "count" {
+			count = in.ID
+		}
+	}
+	run(t, p, "", "delete", "pod", "--all", "--timeout=60s")
+	testenv.Eventually(t, time.Minute, func() error {
+		if out := mustCis(t, p, "ps"); strings.Contains(out, "i-") {
+			return fmt.Errorf("instances are left:\n%s", out)
+		}
+		return nil
+	})
+	testenv.Eventually(t, time.Minute, func() error {
+		if got := mustCis(t, p, "logs", count); got != numbered(1000) {
+			return fmt.Errorf("the deleted pod's log is not 1000 lines in order but %d bytes", len(got))
+		}
+		return nil
+	})
+	testenv.Eventually(t, 90*time.Second, func() error {
+		out, err := p.Cis("bill", "--reconcile")
+		if err != nil {
+			return err
+		}
+		if bill := mustCis(t, p, "bill"); !strings.Contains(bill, count) {
+			return fmt.Errorf("the bill lacks %s:\n%s\n%s", count, bill, out)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,113 @@
+package directory
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"cumulet.io/internal/problem"
+	"cumulet.io/registry"
+)
+
+// MaxPage is the most entries that a listing gives at once.
+const MaxPage = 1000
+
+const repositoryColumns = `name, org, visibility, created, pushed, created_by`
+
+func scanRepository(scan func(...any) error) (registry.Repository, error) {
+	var r registry.Repository
+	var created, pushed int64
+	if err := scan(&r.Name, &r.Org, &r.Visibility, &created, &pushed, &r.CreatedBy); err != nil {
+		return r, err
+	}
+	r.Created, r.Pushed = time.Unix(0, created).UTC(), time.Unix(0, pushed).UTC()
+	return r, nil
+}
+
+// Repository gives a repository, or an error of class ErrNotFound.
+func (s *Store) Repository(ctx context.Context, name string) (*registry.Repository, error) {
+	r, err := scanRepository(s.db.QueryRowContext(ctx, s.db.Q(`SELECT `+repositoryColumns+` FROM registry_repositories WHERE name = ?`), name).Scan)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, problem.New(problem.ErrNotFound, "there is no repository %q", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read repository: %w", err)
+	}
+	return &r, nil
+}
+
+// Pushed records a push by an account: the first one makes the repository, private. ErrNotFound when its org does not
+// exist. Safe to repeat, and to call from several processes at once.
+func (s *Store) Pushed(ctx context.Context, name, account string) error {
+	org, err := registry.SplitRepository("repository", name)
+	if err != nil {
+		return err
+	}
+	now := s.now().UnixNano()
+	res, err := s.db.ExecContext(ctx, s.db.Q(`INSERT INTO registry_repositories (name, org, visibility, created, pushed, created_by)
+		SELECT ?, name, ?, CAST(? AS BIGINT), CAST(? AS BIGINT), ? FROM registry_orgs WHERE name = ?
+		ON CONFLICT (name) DO UPDATE SET pushed = excluded.pushed WHERE excluded.pushed > registry_repositories.pushed`),
+		name, registry.Private, now, now, account, org)
+	if err != nil {
+		return fmt.Errorf("record push: %w", err)
+	}
+	if n, err := res.RowsAffected(); err != nil || n > 0 {
+		return err
+	}
+	_, err = s.Repository(ctx, name) // a clock that stood still is no fault, an org that is gone is
+	return err
+}
+
+// SetVisibility makes a repository public or private, and gives it as it is then.
+func (s *Store) SetVisibility(ctx context.Context, name string, v registry.Visibility) (*registry.Repository, error) {
+	if !v.Valid() {
+		return nil, problem.Invalid("visibility", "must be private or public", v)
+	}
+	res, err := s.db.ExecContext(ctx, s.db.Q(`UPDATE registry_repositories SET visibility = ? WHERE name = ?`), v, name)
+	if err := oneRow(res, err, "there is no repository %q", name); err != nil {
+		return nil, err
+	}
+	return s.Repository(ctx, name)
+}
+
+// Repositories lists the repositories of the given orgs, and the public ones of any with public, in byte order of
+// their names, those after the name after, at most limit (1 to MaxPage).
+func (s *Store) Repositories(ctx context.Context, orgs []string, public bool, after string, limit int) ([]registry.Repository, error) {
+	var where []string
+	var args []any
+	if len(orgs) > 0 {
+		where = append(where, `org IN (?`+strings.Repeat(`, ?`, len(orgs)-1)+`)`)
+		for _, org := range orgs {
+			args = append(args, org)
+		}
+	}
+	if public {
+		where = append(where, `visibility = ?`)
+		args = append(args, registry.Public)
+	}
+	if len(where) == 0 {
+		return nil, nil
+	}
+	args = append(args, after, min(max(limit, 1), MaxPage))
+	rows, err := s.db.QueryContext(ctx, s.db.Q(`SELECT `+repositoryColumns+` FROM registry_repositories
+		WHERE (`+strings.Join(where, ` OR `)+`) AND `+s.byName+` > ? ORDER BY `+s.byName+` LIMIT ?`), args...)
+	if err != nil {
+		return nil, fmt.Errorf("list repositories: %w", err)
+	}
+	defer rows.Close() //nolint:errcheck // Err tells
+	var out []registry.Repository
+	for rows.Next() {
+		r, err := scanRepository(rows.Scan)
+		if err != nil {
+			return nil, fmt.Errorf("list repositories: %w", err)
+		}
+		out = append(out, r)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list repositories: %w", err)
+	}
+	return out, nil
+}

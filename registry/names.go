@@ -1,0 +1,66 @@
+package registry
+
+import (
+	"regexp"
+	"strings"
+
+	"cumulet.io/internal/problem"
+)
+
+// Limits of names.
+const (
+	MaxOrgLength        = 63
+	MaxAccountLength    = 63
+	MaxRepositoryLength = 255
+	MaxPasswordLength   = 1024
+	MinPasswordLength   = 8
+)
+
+// The path components are those of the OCI distribution specification ("Pulling manifests": <name>). An org is stricter,
+// so that its name is also a DNS label and a Kubernetes namespace.
+var (
+	orgPattern       = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+	accountPattern   = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$`)
+	componentPattern = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*$`)
+)
+
+// TokenUser is the user name under which a hubtoken of audience "token" is given as password. No account has it.
+const TokenUser = "hubtoken"
+
+// ValidateOrg checks an org's name: a DNS label.
+func ValidateOrg(field, name string) error {
+	if len(name) > MaxOrgLength || !orgPattern.MatchString(name) {
+		return problem.Invalid(field, "must be 1 to 63 of a-z, 0-9 and inner -", name)
+	}
+	return nil
+}
+
+// ValidateAccount checks an account's name.
+func ValidateAccount(field, name string) error {
+	if len(name) > MaxAccountLength || !accountPattern.MatchString(name) || name == TokenUser {
+		return problem.Invalid(field, "must be 1 to 63 of a-z, 0-9 and inner . _ -, and not "+TokenUser, name)
+	}
+	return nil
+}
+
+// ValidatePassword checks a new password's length.
+func ValidatePassword(field, password string) error {
+	if len(password) < MinPasswordLength || len(password) > MaxPasswordLength {
+		return problem.InvalidSecret(field, "must be 8 to 1024 bytes long")
+	}
+	return nil
+}
+
+// SplitRepository checks a full repository name, "org/repo" with any number of further components, and gives its org.
+func SplitRepository(field, name string) (org string, err error) {
+	org, rest, ok := strings.Cut(name, "/")
+	if ok && len(name) <= MaxRepositoryLength && ValidateOrg(field, org) == nil {
+		for component := range strings.SplitSeq(rest, "/") {
+			ok = ok && componentPattern.MatchString(component)
+		}
+		if ok {
+			return org, nil
+		}
+	}
+	return "", problem.Invalid(field, "must be ORG/NAME[/NAME…] of lower-case path components, at most 255 bytes", name)
+}

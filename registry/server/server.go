@@ -1,0 +1,198 @@
+// Package server puts the registry's parts together behind one handler: images on /v2/, tokens on /token, their keys on
+// /.well-known/jwks.json, and the management API on /v1/.
+//
+// It listens on nothing and reads no configuration file: cmd does.
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"cumulet.io/internal/problem"
+	"cumulet.io/internal/sqldb"
+	"cumulet.io/registry"
+	"cumulet.io/registry/directory"
+	"cumulet.io/registry/hubtoken"
+	"cumulet.io/registry/oci"
+	"cumulet.io/registry/token"
+)
+
+// Config is for New. DB, Dir and PublicURL are required.
+type Config struct {
+	// DB keeps the directory. It stays the caller's to close.
+	DB *sqldb.DB
+	// Dir keeps token keys and the upload secret, and blobs unless Driver says otherwise.
+	Dir string
+	// PublicURL is how clients reach this server, such as https://hub.example: without path.
+	PublicURL string
+	// Hosts are further names of the registry, "host" or "host:port", that a token may be asked for.
+	Hosts []string
+	// Issuer is the hubtokens' iss, which every verifier must expect; "" is PublicURL.
+	Issuer string
+	// KeyAlgorithm is for new signing keys, "" is EdDSA; RotateEvery is their life, 0 is 30 days.
+	KeyAlgorithm hubtoken.Algorithm
+	RotateEvery  time.Duration
+	// TokenTTL is the life of a hubtoken; 0 is 5 min.
+	TokenTTL time.Duration
+	// Bootstrap is made at start where it is missing.
+	Bootstrap directory.Bootstrap
+	// HashCost is for passwords; zero is right for production.
+	HashCost directory.HashCost
+	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
+	Driver     string
+	Parameters map[string]any
+	// OnPush is told of every push; see oci.Config.
+	OnPush func(ctx context.Context, e registry.Event) error
+	// Logger is for what goes wrong; nil is slog.Default.
+	Logger *slog.Logger
+}
+
+// Server is the registry. Safe for concurrent use. Run keeps its keys fresh; Close ends it.
+type Server struct {
+	cfg       Config
+	issuer    string
+	keys      *hubtoken.Keys
+	verifier  hubtoken.Verifier
+	directory *directory.Store
+	tokens    *token.Service
+	images    *oci.Registry
+	mux       *http.ServeMux
+}
+
+// New opens the registry: schema, keys, accounts, storage. It starts no listener.
+func New(ctx context.Context, cfg Config) (*Server, error) {
+	s, err := open(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, cfg Config) (*Server, error) {
+	if cfg.DB == nil || cfg.Dir == "" {
+		return nil, errors.New("database and directory are needed")
+	}
+	public, err := url.Parse(cfg.PublicURL)
+	if err != nil || public.Host == "" || public.Scheme != "http" && public.Scheme != "https" || strings.Trim(public.Path, "/") != "" || public.User != nil {
+		return nil, fmt.Errorf("the public URL must be http(s)://host[:port], not %q", cfg.PublicURL)
+	}
+	base := public.Scheme + "://" + public.Host
+	cfg.RotateEvery = cmp.Or(cfg.RotateEvery, 30*24*time.Hour)
+	// Keys that live less than their tokens would pile up.
+	if cfg.RotateEvery < hubtoken.MaxTTL {
+		return nil, fmt.Errorf("token keys cannot be replaced more often than every %s", hubtoken.MaxTTL)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	oci.BridgeLogs(cfg.Logger)
+	s := &Server{cfg: cfg, issuer: cmp.Or(cfg.Issuer, base)}
+
+	if s.keys, err = hubtoken.OpenKeys(hubtoken.KeysConfig{Path: filepath.Join(cfg.Dir, "keys", "hubtoken.json"), Algorithm: cfg.KeyAlgorithm}); err != nil {
+		return nil, err
+	}
+	if s.verifier, err = hubtoken.NewVerifier(hubtoken.Config{KeySet: s.keys, Issuer: s.issuer}); err != nil {
+		return nil, err
+	}
+	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost}); err != nil {
+		return nil, err
+	}
+	if err := s.directory.Bootstrap(ctx, cfg.Bootstrap); err != nil {
+		return nil, err
+	}
+	s.tokens, err = token.New(token.Config{Directory: s.directory, Offline: s.directory, Verifier: s.verifier,
+		Issuer: hubtoken.NewIssuer(s.keys, s.issuer), Hosts: append([]string{public.Host}, cfg.Hosts...), TTL: cfg.TokenTTL,
+		Logger: cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	parameters := cfg.Parameters
+	if cfg.Driver == "" && parameters == nil {
+		parameters = map[string]any{"rootdirectory": filepath.Join(cfg.Dir, "blobs")}
+	}
+	s.images, err = oci.New(oci.Config{Directory: s.directory, Verifier: s.verifier, Realm: base + "/token", Service: public.Host,
+		Driver: cfg.Driver, Parameters: parameters, SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"),
+		OnPush: cfg.OnPush, Logger: cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	s.routes()
+	return s, nil
+}
+
+func (s *Server) routes() {
+	s.mux = http.NewServeMux()
+	s.mux.Handle("/v2/", s.images)
+	s.tokens.Register(s.mux)
+	s.mux.HandleFunc("GET /.well-known/jwks.json", s.jwks)
+	s.mux.HandleFunc("GET /v1/openapi/registry.yaml", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/yaml")
+		_, _ = w.Write(registry.OpenAPI()) //nolint:errcheck // the client has gone
+	})
+	v1 := http.NewServeMux()
+	v1.HandleFunc("GET /v1/orgs/{org}/repositories", s.listRepositories)
+	v1.HandleFunc("GET /v1/repositories/{org}/{repository...}", s.getRepository)
+	v1.HandleFunc("PATCH /v1/repositories/{org}/{repository...}", s.patchRepository)
+	v1.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		problem.Write(w, problem.New(problem.ErrNotFound, "the registry has no such address"))
+	})
+	api := hubtoken.Authenticate(s.verifier, hubtoken.AudienceRegistry, v1)
+	s.mux.Handle("/v1/orgs/", api)
+	s.mux.Handle("/v1/repositories/", api)
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+
+// Run replaces signing keys when they are old, until ctx ends.
+func (s *Server) Run(ctx context.Context) error {
+	if err := s.keys.Run(ctx, s.cfg.RotateEvery); err != nil {
+		return fmt.Errorf("registry: %w", err)
+	}
+	return nil
+}
+
+// Close ends background work. The database stays open.
+func (s *Server) Close() error { return s.images.Close() }
+
+// Issuer is the iss of this server's tokens.
+func (s *Server) Issuer() string { return s.issuer }
+
+// Verifier checks this server's tokens in its own process.
+func (s *Server) Verifier() hubtoken.Verifier { return s.verifier }
+
+// Directory is the store of accounts, orgs and repositories.
+func (s *Server) Directory() *directory.Store { return s.directory }
+
+// Tokens is the token service; its Delegate makes credentials for pulling an instance's images.
+func (s *Server) Tokens() *token.Service { return s.tokens }
+
+// RotateKeys replaces the signing key now. Live tokens stay valid until they expire.
+func (s *Server) RotateKeys() error { return s.keys.Rotate() }
+
+// Check tells whether the registry can serve: its database answers.
+func (s *Server) Check(ctx context.Context) error {
+	if err := s.cfg.DB.PingContext(ctx); err != nil {
+		return fmt.Errorf("registry database: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) jwks(w http.ResponseWriter, r *http.Request) {
+	doc, err := s.keys.JWKS()
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/jwk-set+json")
+	w.Header().Set("Cache-Control", "no-cache") // a verifier that meets a new key must get it
+	_, _ = w.Write(doc)                         //nolint:errcheck // the client has gone
+}
