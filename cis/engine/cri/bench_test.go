@@ -22,7 +22,7 @@ func TestStartAgainstRawCRI(t *testing.T) {
 	b := newBench(t)
 	for class, handler := range b.cfg.Handlers {
 		var ours, raw time.Duration
-		const n = 15
+		const n = 5
 		for i := range n {
 			in := instance(class, shell("main", "sleep 1000"))
 			began := time.Now()
