@@ -134,8 +134,10 @@ func (l *Ledger) Bill(ctx context.Context, org string, p Period) (*Bill, error) 
 		if err := l.usage(ctx, t, b, take); err != nil {
 			return err
 		}
-		return each(ctx, t, l.db, `SELECT `+lifeColumns+` FROM billing_lives WHERE org = ? AND first_at < ?`,
-			[]any{org, b.To.UnixNano()}, func(r *sql.Rows) error {
+		return each(ctx, t, l.db, `SELECT `+lifeColumns+` FROM billing_lives WHERE org = ? AND (first_at < ? AND last_at >= ?
+				OR instance IN (SELECT instance FROM billing_billed WHERE org = ? AND month = ?)
+				OR instance IN (SELECT instance FROM billing_late WHERE org = ?))`,
+			[]any{org, b.To.UnixNano(), b.From.UnixNano(), org, p.Month.String(), org}, func(r *sql.Rows) error {
 				v, err := scanLife(r)
 				if err != nil {
 					return err

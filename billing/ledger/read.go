@@ -160,3 +160,53 @@ func (l *Ledger) Quarantine(ctx context.Context, after string, limit int) (Quara
 	}
 	return page, nil
 }
+
+// Billed sums all that a life is billed: what closed months hold, corrections that wait, and the usage of open hours.
+func (l *Ledger) Billed(ctx context.Context, instance string) (Seconds, error) {
+	var s Seconds
+	err := l.read(ctx, func(t *tx) error {
+		s = Seconds{}
+		closed, err := closedThrough(ctx, t)
+		if err != nil {
+			return err
+		}
+		open := int64(0)
+		if !closed.zero() {
+			open = closed.End().Unix()
+		}
+		for _, q := range []struct {
+			text string
+			args []any
+		}{
+			{`SELECT startup_seconds, running_seconds FROM billing_usage WHERE instance = ? AND hour >= ?`, []any{instance, open}},
+			{`SELECT startup_seconds, running_seconds FROM billing_billed WHERE instance = ?`, []any{instance}},
+		} {
+			if err := each(ctx, t, l.db, q.text, q.args, func(r *sql.Rows) error {
+				var add Seconds
+				err := r.Scan(&add.Startup, &add.Running)
+				s = Seconds{s.Startup + add.Startup, s.Running + add.Running}
+				return err
+			}); err != nil {
+				return err
+			}
+		}
+		if closed.zero() {
+			return nil
+		}
+		var org string
+		if err := t.row(ctx, `SELECT org FROM billing_lives WHERE instance = ?`, instance).Scan(&org); err != nil {
+			return err
+		}
+		pending, err := l.corrections(ctx, t, org, closed.Next())
+		for _, c := range pending {
+			if c.instance == instance {
+				s = Seconds{s.Startup + c.seconds.Startup, s.Running + c.seconds.Running}
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return Seconds{}, fmt.Errorf("billed of %s: %w", instance, err)
+	}
+	return s, nil
+}
