@@ -5,12 +5,34 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"cumulet.io/billing"
 )
 
+// inventory reads the platform's instances that matter: those alive in the period and those that the bill names, which
+// may have lived earlier. It is read after the bill, so that whatever is billed is in it already.
+func (r *run) inventory(ctx context.Context, earliest, from, to time.Time) ([]Instance, error) {
+	all, err := r.inv.Instances(ctx, r.bill.Org, earliest, to)
+	if err != nil {
+		return nil, fmt.Errorf("read the inventory: %w", err)
+	}
+	var out []Instance
+	for _, in := range all {
+		_, billed := r.counts[in.ID]
+		alive := !in.StartedAt.IsZero() && in.StartedAt.Before(to) && (in.EndedAt.IsZero() || !in.EndedAt.Before(from))
+		if billed || alive {
+			out = append(out, in)
+			r.counts[in.ID] = nil
+		}
+	}
+	return out, nil
+}
+
 // checkInventory compares the platform's instances with those that have events, both ways.
-func (r *run) checkInventory(known []Instance, read time.Time) (events, inventory *Check) {
+func (r *run) checkInventory(known []Instance) (events, inventory *Check) {
 	events = &Check{Name: CheckEvents, OK: true}
 	inventory = &Check{Name: CheckInventory, OK: true}
+	read := r.opts.Now()
 	settled := read.Add(-r.opts.Transit)
 	byID := map[string]Instance{}
 	for _, in := range known {
@@ -18,11 +40,12 @@ func (r *run) checkInventory(known []Instance, read time.Time) (events, inventor
 	}
 	for _, id := range r.ids() {
 		n := r.counts[id]
+		if n.events == 0 {
+			continue
+		}
 		in, ok := byID[id]
 		events.Compared++
 		switch {
-		case !ok && n.first.After(settled):
-			// It began after the inventory was read.
 		case !ok:
 			events.differ("%s: it has %d events and is not in the inventory", id, n.events)
 		case in.Org != n.org:
@@ -31,13 +54,14 @@ func (r *run) checkInventory(known []Instance, read time.Time) (events, inventor
 			events.differ("%s: it is billed %d s and never held resources", id, n.life.Sum())
 		}
 	}
+	heard := settled.Add(-2 * billing.HeartbeatInterval)
 	for _, in := range known {
 		if in.StartedAt.IsZero() || in.StartedAt.After(settled) {
 			continue
 		}
 		inventory.Compared++
 		n := r.counts[in.ID]
-		if n == nil {
+		if n.events == 0 {
 			inventory.differ("%s: it started at %s and has no events", in.ID, in.StartedAt.UTC().Format(time.RFC3339Nano))
 			continue
 		}
@@ -47,6 +71,10 @@ func (r *run) checkInventory(known []Instance, read time.Time) (events, inventor
 				inventory.differ("%s: it lives, and its events end at %s", in.ID, n.last.Format(time.RFC3339Nano))
 			}
 			end = read
+			if !n.stopped && n.last.Before(heard) {
+				r.report.Notes = append(r.report.Notes, fmt.Sprintf("%s lives and its last event is of %s: billed to there, estimated",
+					in.ID, n.last.Format(time.RFC3339Nano)))
+			}
 		}
 		held := end.Sub(in.StartedAt)
 		if billed := time.Duration(n.life.Sum()) * time.Second; billed > held+time.Second+r.opts.Slack && n.last.Before(settled) {

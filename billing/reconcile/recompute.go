@@ -15,6 +15,7 @@ import (
 // that takes differences of the cumulative ceiling, this walks from one billed second to the next.
 type recount struct {
 	org     string
+	sample  billing.Event
 	life    ledger.Seconds
 	period  ledger.Seconds
 	cost    *big.Rat
@@ -29,7 +30,7 @@ func count(ctx context.Context, l *ledger.Ledger, instance string, from, to time
 	c := &recount{cost: new(big.Rat)}
 	var clock time.Time // never goes back
 	var startup, running int64
-	rates := newPricer(l.Book())
+	seconds := &pricer{book: l.Book(), counts: map[secondKey]int64{}}
 	err := l.Events(ctx, instance, func(ev billing.Event) error {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -39,7 +40,7 @@ func count(ctx context.Context, l *ledger.Ledger, instance string, from, to time
 		begin, end := clock, ev.At
 		if c.events == 0 {
 			begin = end.Add(-time.Duration(newStartup+newRunning) * time.Millisecond)
-			c.first, c.org = ev.At, ev.Org
+			c.first, c.org, c.sample = ev.At, ev.Org, ev
 		}
 		if begin.After(end) {
 			end = begin
@@ -50,24 +51,18 @@ func count(ctx context.Context, l *ledger.Ledger, instance string, from, to time
 		}
 		for ; second < base+newStartup+newRunning; second += 1000 {
 			offset := second - base
-			at := begin.Add(time.Duration(offset) * time.Millisecond)
-			if at.After(end) {
-				at = end
-			}
+			at := min(begin.UnixNano()+offset*int64(time.Millisecond), end.UnixNano())
 			phase := billing.PhaseRunning
 			if offset < newStartup {
 				phase = billing.PhaseStartup
 			}
 			tally(&c.life, phase)
-			if at.Before(from) || !at.Before(to) {
-				continue
+			if at >= from.UnixNano() && at < to.UnixNano() {
+				tally(&c.period, phase)
+				if err := seconds.note(at, phase); err != nil {
+					return err
+				}
 			}
-			tally(&c.period, phase)
-			cost, err := rates.second(at, &ev, phase)
-			if err != nil {
-				return err
-			}
-			c.cost.Add(c.cost, cost)
 		}
 		clock, startup, running = end, ev.StartupMillis, ev.RunningMillis
 		c.events++
@@ -75,8 +70,10 @@ func count(ctx context.Context, l *ledger.Ledger, instance string, from, to time
 		c.stopped = c.stopped || ev.Kind == billing.EventStopped
 		return nil
 	})
-	rates.settle(c.cost)
-	return c, err
+	if err != nil {
+		return nil, err
+	}
+	return c, seconds.price(c)
 }
 
 func tally(s *ledger.Seconds, p billing.Phase) {
@@ -87,13 +84,12 @@ func tally(s *ledger.Seconds, p billing.Phase) {
 	}
 }
 
-// pricer prices single seconds in rational numbers, not in the decimals of the ledger. Equal seconds are counted and
+// pricer prices seconds in rational numbers, not in the decimals of the ledger. Equal seconds are counted first and
 // multiplied at the end.
 type pricer struct {
 	book    *price.Book
 	version int
 	counts  map[secondKey]int64
-	prices  map[secondKey]*big.Rat
 }
 
 type secondKey struct {
@@ -101,41 +97,34 @@ type secondKey struct {
 	phase   billing.Phase
 }
 
-func newPricer(b *price.Book) *pricer {
-	return &pricer{book: b, counts: map[secondKey]int64{}, prices: map[secondKey]*big.Rat{}}
+// note counts a second that begins at an instant, nanoseconds since 1970.
+func (p *pricer) note(at int64, phase billing.Phase) error {
+	versions := p.book.Versions
+	for p.version+1 < len(versions) && at >= versions[p.version+1].EffectiveFrom.UnixNano() {
+		p.version++
+	}
+	for p.version > 0 && at < versions[p.version].EffectiveFrom.UnixNano() {
+		p.version--
+	}
+	if at < versions[p.version].EffectiveFrom.UnixNano() {
+		return price.ErrNoPrice
+	}
+	p.counts[secondKey{p.version, phase}]++
+	return nil
 }
 
-// second notes a second; its price comes with settle. It returns zero so that a caller sees errors at once.
-func (p *pricer) second(at time.Time, ev *billing.Event, phase billing.Phase) (*big.Rat, error) {
-	v := p.version
-	for v+1 < len(p.book.Versions) && !at.Before(p.book.Versions[v+1].EffectiveFrom) {
-		v++
-	}
-	for v > 0 && at.Before(p.book.Versions[v].EffectiveFrom) {
-		v--
-	}
-	if at.Before(p.book.Versions[v].EffectiveFrom) {
-		return nil, price.ErrNoPrice
-	}
-	p.version = v
-	k := secondKey{v, phase}
-	p.counts[k]++
-	if p.prices[k] == nil {
-		r, err := p.book.Versions[v].Rates(ev.SandboxClass, ev.Region, phase)
-		if err != nil {
-			return nil, err
-		}
-		cpu := new(big.Rat).Mul(rat(r.VCPUSecond), big.NewRat(ev.Size.MilliCPU, 1000))
-		mem := new(big.Rat).Mul(rat(r.GiBSecond), big.NewRat(ev.Size.MemoryMiB, 1024))
-		p.prices[k] = cpu.Add(cpu, mem)
-	}
-	return new(big.Rat), nil
-}
-
-func (p *pricer) settle(sum *big.Rat) {
+// price adds the cost of all seconds.
+func (p *pricer) price(c *recount) error {
 	for k, n := range p.counts {
-		sum.Add(sum, new(big.Rat).Mul(p.prices[k], new(big.Rat).SetInt64(n)))
+		r, err := p.book.Versions[k.version].Rates(c.sample.SandboxClass, c.sample.Region, k.phase)
+		if err != nil {
+			return err
+		}
+		cpu := new(big.Rat).Mul(rat(r.VCPUSecond), big.NewRat(c.sample.Size.MilliCPU, 1000))
+		mem := new(big.Rat).Mul(rat(r.GiBSecond), big.NewRat(c.sample.Size.MemoryMiB, 1024))
+		c.cost.Add(c.cost, cpu.Add(cpu, mem).Mul(cpu, new(big.Rat).SetInt64(n)))
 	}
+	return nil
 }
 
 func rat(r money.Rate) *big.Rat {

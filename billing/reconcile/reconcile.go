@@ -39,7 +39,8 @@ type Instance struct {
 
 // Inventory is the container instance service, as reconciliation needs it.
 type Inventory interface {
-	// Instances gives every instance of an org, deleted ones included, that was alive between two instants.
+	// Instances gives every instance of an org, deleted ones included, that was alive between two instants. It may give
+	// more.
 	Instances(ctx context.Context, org string, from, to time.Time) ([]Instance, error)
 }
 
@@ -117,6 +118,8 @@ type run struct {
 	st     *statement.Statement
 	report *Report
 	counts map[string]*recount
+	// corrected are lines that changed a closed month since.
+	corrected []ledger.Line
 }
 
 // Run reconciles an org's period. The error is one of reading; what does not add up is in the report.
@@ -138,41 +141,47 @@ func Run(ctx context.Context, l *ledger.Ledger, inv Inventory, org string, p led
 }
 
 func (r *run) run(ctx context.Context, org string, p ledger.Period) error {
-	// The inventory first: an instance that it does not show has not begun before the events were read.
 	from, to, err := p.Bounds()
 	if err != nil {
 		return err
 	}
-	known, err := r.inv.Instances(ctx, org, from, to)
-	if err != nil {
-		return fmt.Errorf("read the inventory: %w", err)
-	}
-	read := r.opts.Now()
 	if r.bill, err = r.l.Bill(ctx, org, p); err != nil {
 		return err
 	}
 	if r.st, err = statement.Build(r.bill); err != nil {
 		return err
 	}
-	r.report = &Report{Org: org, Period: p.String(), Made: read.UTC(), AsOf: r.bill.AsOf, OK: true}
+	if r.bill.Closed {
+		if r.corrected, err = r.l.Corrected(ctx, org, p.Month); err != nil {
+			return err
+		}
+	}
+	r.report = &Report{Org: org, Period: p.String(), Made: r.opts.Now().UTC(), AsOf: r.bill.AsOf, OK: true}
 	lives, err := r.l.Lives(ctx, org, from, to)
 	if err != nil {
 		return err
 	}
+	earliest := from
+	for _, v := range r.bill.Lives {
+		lives = append(lives, v)
+	}
 	for _, v := range lives {
 		r.counts[v.Instance] = nil
+		if v.FirstAt.Before(earliest) {
+			earliest = v.FirstAt
+		}
 	}
-	for id := range r.bill.Lives {
-		r.counts[id] = nil
+	for _, line := range r.corrected {
+		r.counts[line.Instance] = nil
+	}
+	known, err := r.inventory(ctx, earliest, from, to)
+	if err != nil {
+		return err
 	}
 	for id := range r.counts {
 		if r.counts[id], err = count(ctx, r.l, id, from, to); err != nil {
 			return err
 		}
-	}
-	period, err := r.checkPeriod(ctx)
-	if err != nil {
-		return err
 	}
 	focus, err := r.checkFOCUS()
 	if err != nil {
@@ -182,30 +191,25 @@ func (r *run) run(ctx context.Context, org string, p ledger.Period) error {
 	if err != nil {
 		return err
 	}
-	events, inventory := r.checkInventory(known, read)
-	for _, c := range []*Check{life, period, r.checkCost(), r.checkTotals(), focus, events, inventory} {
+	events, inventory := r.checkInventory(known)
+	for _, c := range []*Check{life, r.checkPeriod(), r.checkCost(), r.checkTotals(), focus, events, inventory} {
 		r.report.OK = r.report.OK && c.OK
 		r.report.Checks = append(r.report.Checks, *c)
 	}
 	return r.notes(ctx)
 }
 
-// lineSeconds sums the lines of each instance for one dimension.
-func (r *run) lineSeconds(d price.Dimension, kind ledger.Kind) map[string]ledger.Seconds {
-	out := map[string]ledger.Seconds{}
-	for _, line := range r.bill.Lines {
-		if line.Dimension != d || line.Kind != kind {
-			continue
+// usageLines calls f for every line about usage that began in the period: its own, and of a closed month those that
+// corrected it since.
+func (r *run) usageLines(f func(*ledger.Line)) {
+	for i := range r.bill.Lines {
+		if r.bill.Lines[i].Kind == ledger.Usage {
+			f(&r.bill.Lines[i])
 		}
-		s := out[line.Instance]
-		if line.Phase == billing.PhaseStartup {
-			s.Startup += line.Seconds
-		} else {
-			s.Running += line.Seconds
-		}
-		out[line.Instance] = s
 	}
-	return out
+	for i := range r.corrected {
+		f(&r.corrected[i])
+	}
 }
 
 // checkLife compares all that was or will be billed of each life with ceil(total).
@@ -228,49 +232,42 @@ func (r *run) checkLife(ctx context.Context) (*Check, error) {
 
 // checkPeriod compares the period's lines with the seconds that began in it. What a closed month got wrong must be in
 // its corrections, billed later or waiting.
-func (r *run) checkPeriod(ctx context.Context) (*Check, error) {
+func (r *run) checkPeriod() *Check {
 	c := &Check{Name: CheckPeriod, OK: true}
-	corrected := map[string]ledger.Seconds{}
-	if r.bill.Closed {
-		var err error
-		if corrected, err = r.l.Corrected(ctx, r.bill.Org, r.bill.Period.Month); err != nil {
-			return nil, err
-		}
-	}
 	for _, d := range []price.Dimension{price.VCPUSecond, price.GiBSecond} {
-		lines := r.lineSeconds(d, ledger.Usage)
+		sums := map[string]ledger.Seconds{}
+		r.usageLines(func(line *ledger.Line) {
+			s := sums[line.Instance]
+			switch {
+			case line.Dimension != d:
+			case line.Phase == billing.PhaseStartup:
+				s.Startup += line.Seconds
+			default:
+				s.Running += line.Seconds
+			}
+			sums[line.Instance] = s
+		})
 		for _, id := range r.ids() {
-			s, more := lines[id], corrected[id]
-			s = ledger.Seconds{Startup: s.Startup + more.Startup, Running: s.Running + more.Running}
 			c.Compared++
-			if n := r.counts[id].period; s != n {
+			if n, s := r.counts[id].period, sums[id]; s != n {
 				c.differ("%s: %s lines are %d+%d s, its events say %d+%d s (startup+running)", id, d, s.Startup, s.Running, n.Startup, n.Running)
 			}
 		}
 	}
-	return c, nil
+	return c
 }
 
-// checkCost compares the usage lines' cost, exact, with the cost of the counted seconds. A closed month that was
-// corrected is compared by seconds only, in checkPeriod.
+// checkCost compares the exact cost of the same lines with the cost of the counted seconds.
 func (r *run) checkCost() *Check {
 	c := &Check{Name: CheckCost, OK: true}
 	costs := map[string]*big.Rat{}
-	same := map[string]bool{}
-	cpu := r.lineSeconds(price.VCPUSecond, ledger.Usage)
 	for _, id := range r.ids() {
 		costs[id] = new(big.Rat)
-		same[id] = cpu[id] == r.counts[id].period
 	}
-	for _, line := range r.bill.Lines {
-		if line.Kind == ledger.Usage {
-			costs[line.Instance].Add(costs[line.Instance], amount(line.Amount))
-		}
-	}
+	r.usageLines(func(line *ledger.Line) {
+		costs[line.Instance].Add(costs[line.Instance], amount(line.Amount))
+	})
 	for _, id := range r.ids() {
-		if r.bill.Closed && !same[id] {
-			continue
-		}
 		c.Compared++
 		if costs[id].Cmp(r.counts[id].cost) != 0 {
 			c.differ("%s: lines cost %s, its seconds %s", id, costs[id].FloatString(18), r.counts[id].cost.FloatString(18))
