@@ -52,7 +52,7 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 	}
 	service, err := control.New(control.Config{
 		Store: records, NewEngine: place.engine, Region: p.cfg.Node.Region, Node: p.cfg.Node.Name,
-		Quota: control.Quota{Instances: c.Quota.Instances, MilliCPU: c.Quota.CPU * 1000, MemoryBytes: c.Quota.MemoryGiB << 30},
+		Quota: control.Quota{Instances: c.Quota.Instances, MilliCPU: c.Quota.CPU * 1000, MemoryMiB: c.Quota.MemoryGiB << 10},
 		Logs: func(ctx context.Context, org, id string, req cis.LogRequest) (io.ReadCloser, error) {
 			return stored.Logs(ctx, org, id, req)
 		},
