@@ -217,7 +217,9 @@ func (s *Sink) Await(t testing.TB, id string, ok func(cis.Status) bool, timeout 
 			}
 		}
 		return false
-	}, func() string { return fmt.Sprintf("status of %s: %s%s", id, describe(last), describeEvents(s.Events(id))) })
+	}, func() string {
+		return fmt.Sprintf("status of %s: %s%s", id, describe(last), describeEvents(s.Events(id)))
+	})
 	return last
 }
 
