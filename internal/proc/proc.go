@@ -129,7 +129,7 @@ func (c Child) once(ctx context.Context, log *slog.Logger) error {
 
 	out := c.Output
 	if out == nil {
-		lines := &lineLog{log: log}
+		lines := &lineLog{log: log, max: maxLine}
 		defer lines.flush()
 		out = lines
 	}
