@@ -217,6 +217,15 @@ func TestOfflineToken(t *testing.T) {
 			t.Errorf("for another service: %d", got.status)
 		}
 	}
+	// The command line's login serves every service.
+	cli := h.postToken(url.Values{"grant_type": {"password"}, "username": {"wendy"}, "password": {"pass-of-wendy"},
+		"service": {"cis"}, "access_type": {"offline"}, "client_id": {"cis"}})
+	for service, audience := range map[string]string{"cis": "cis", "logs": "logs", "billing": "billing", h.host: "registry"} {
+		got := h.postToken(url.Values{"grant_type": {"refresh_token"}, "refresh_token": {cli.RefreshToken}, "service": {service}, "scope": {"org:acme:read,write"}})
+		if got.status != http.StatusOK || !h.claims(got.Token, audience).AllowsOrg("acme", "write") {
+			t.Errorf("the login of cis at %s: %d %s", service, got.status, got.body)
+		}
+	}
 	// Rights are decided anew each time.
 	if err := h.Directory().SetMember(t.Context(), "acme", "wendy", registry.RoleReader); err != nil {
 		t.Fatal(err)
