@@ -17,9 +17,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const missing = "example.org/missing:v1"
 
-func options() memory.Options {
-	return memory.Options{
-		Node: "node-1", Region: "home", BackOff: 100 * time.Millisecond,
+func make(t *testing.T, sink engine.Sink) *memory.Engine {
+	e, err := memory.New(memory.Config{
+		Sink: sink, Node: "node-1", Region: "home", BackOff: 100 * time.Millisecond,
 		Classes: []cis.SandboxClass{cis.GVisor, cis.Runc},
 		Pull: func(image string) error {
 			if image == missing {
@@ -27,12 +27,16 @@ func options() memory.Options {
 			}
 			return nil
 		},
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
+	return e
 }
 
 func TestConformance(t *testing.T) {
 	enginetest.Run(t, enginetest.Factory{
-		New: func(_ *testing.T, sink engine.Sink) engine.Engine { return memory.New(sink, options()) },
+		New: func(t *testing.T, sink engine.Sink) engine.Engine { return make(t, sink) },
 		Restart: func(_ *testing.T, old engine.Engine, sink engine.Sink) engine.Engine {
 			return old.(*memory.Engine).Restart(sink)
 		},
