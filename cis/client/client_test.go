@@ -24,7 +24,10 @@ import (
 	"cumulet.io/registry/hubtoken"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// client-go pings a closed WebSocket once more, up to 5 seconds later.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("k8s.io/client-go/tools/remotecommand.(*heartbeat).start"))
+}
 
 func spec(name string) cis.Spec {
 	return cis.Spec{Name: name, Labels: map[string]string{"app": name}, Source: cis.Source{Node: "vk-1"},
