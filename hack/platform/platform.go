@@ -114,8 +114,8 @@ func Start(t testing.TB, o Options) *Platform {
 	if o.Kubernetes {
 		c := testenv.Cluster(t)
 		p.Kubeconfig = c.Kubeconfig
-		set = append(set, "kubelet.kubeconfig="+c.KubeletKubeconfig, "kubelet.certFile="+c.KubeletCert, "kubelet.keyFile="+c.KubeletKey,
-			"kubelet.clientCAFile="+c.CA, "kubelet.nodeName="+c.NodeName, "node.name="+c.NodeName)
+		set = append(set, "kubelet.kubeconfig="+c.KubeletKubeconfig, "kubelet.certFile="+c.NodeCertFile, "kubelet.keyFile="+c.NodeKeyFile,
+			"kubelet.clientCAFile="+c.NodeCAFile, "kubelet.nodeName="+c.NodeName, "node.name="+c.NodeName)
 	}
 	for _, kv := range append(set, o.Set...) {
 		p.args = append(p.args, "--set", kv)

@@ -71,7 +71,7 @@ func Containerd(t testing.TB, options ...func(*containerd.Config)) *ContainerdEn
 	}
 	e.purge(s) // what a killed run has left
 	t.Cleanup(func() { e.purge(s) })
-	e.run()
+	e.stop = start(d.Run)
 	t.Cleanup(e.shutDown)
 
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
@@ -119,17 +119,6 @@ func (e *ContainerdEnv) Ready() {
 	defer cancel()
 	if err := e.Daemon.Ready(ctx); err != nil {
 		e.t.Fatal(err)
-	}
-}
-
-// run keeps the daemon running until stop is called.
-func (e *ContainerdEnv) run() {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- e.Daemon.Run(ctx) }()
-	e.stop = func() error {
-		cancel()
-		return <-done
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -47,7 +48,7 @@ func (h *logHook) Fire(e *logrus.Entry) error {
 	if e.Level <= logrus.ErrorLevel {
 		level = slog.LevelError
 	}
-	if clientFault(e) {
+	if clientFault(e) || strings.HasPrefix(e.Message, "Image index completeness validation") { // our choice, see configuration
 		level = slog.LevelDebug
 	}
 	ctx := e.Context

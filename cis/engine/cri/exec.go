@@ -2,14 +2,16 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	restclient "k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
+	clientexec "k8s.io/client-go/util/exec"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
+	utilexec "k8s.io/utils/exec"
 
 	"cumulet.io/cis"
 	"cumulet.io/internal/problem"
@@ -59,27 +61,26 @@ func (e *Engine) Exec(ctx context.Context, id string, req cis.ExecRequest) error
 	if req.Resize != nil && tty {
 		opts.TerminalSizeQueue = sizes{ctx: ctx, ch: req.Resize}
 	}
-	// The error keeps its type: a k8s.io/utils/exec.CodeExitError carries the exit code.
-	return x.StreamWithContext(ctx, opts)
+	err = x.StreamWithContext(ctx, opts)
+	var code clientexec.CodeExitError
+	if errors.As(err, &code) {
+		return utilexec.CodeExitError{Err: code.Err, Code: code.Code}
+	}
+	return err
 }
 
-// executor speaks WebSocket to containerd's streaming server, and SPDY to one that has none.
+// executor speaks SPDY to containerd's streaming server: every CRI runtime has it, and it needs no fallback. What a
+// user's client speaks is the API server's affair.
 func executor(target string) (remotecommand.Executor, error) {
 	u, err := url.Parse(target)
 	if err != nil {
 		return nil, fmt.Errorf("streaming URL: %w", err)
 	}
-	ws, err := remotecommand.NewWebSocketExecutor(&restclient.Config{}, http.MethodGet, target)
+	x, err := remotecommand.NewSPDYExecutor(&restclient.Config{}, http.MethodPost, u)
 	if err != nil {
 		return nil, fmt.Errorf("streaming client: %w", err)
 	}
-	spdy, err := remotecommand.NewSPDYExecutor(&restclient.Config{}, http.MethodPost, u)
-	if err != nil {
-		return nil, fmt.Errorf("streaming client: %w", err)
-	}
-	return remotecommand.NewFallbackExecutor(ws, spdy, func(err error) bool {
-		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
-	})
+	return x, nil
 }
 
 // sizes hands terminal sizes on until the channel is closed or ctx ends.
