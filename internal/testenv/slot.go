@@ -19,22 +19,38 @@ import (
 // whoever gets it next may remove what it finds in the slot's name.
 type slot struct {
 	number int
-	dir    string       // not made yet
-	subnet netip.Prefix // a /24
+	dir    string // not made yet
+	subnet netip.Prefix
 	bridge string
 	cgroup string // the name of a top-level cgroup
 }
 
-const slots = 256
+// Each of the slots has a /22: a thousand addresses.
+const slots = 64
 
 // slotRoot holds the slots' locks and directories.
 const slotRoot = "/tmp/cumulet-test"
+
+// NetworkEnv is a network of the test's own on this machine, for a server that
+// makes it. Nothing is made yet.
+type NetworkEnv struct {
+	Bridge string
+	Subnet netip.Prefix // with a thousand addresses, the first one being the bridge's
+}
+
+// Network reserves the names of a network until the test ends. Containerd has
+// its own already.
+func Network(t testing.TB) NetworkEnv {
+	t.Helper()
+	s := takeSlot(t)
+	return NetworkEnv{Bridge: s.bridge, Subnet: s.subnet}
+}
 
 func makeSlot(n int) slot {
 	return slot{
 		number: n,
 		dir:    filepath.Join(slotRoot, fmt.Sprint(n)),
-		subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 213, byte(n), 0}), 24),
+		subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 213, byte(4 * n), 0}), 22),
 		bridge: fmt.Sprintf("cutest%d", n),
 		cgroup: fmt.Sprintf("cutest%d", n),
 	}
