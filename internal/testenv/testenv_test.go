@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -96,6 +97,31 @@ func TestToolPrefersTheBuiltOne(t *testing.T) {
 	}
 	if want := add(filepath.Join(cache, "bin")); Tool(t, "a-tool") != want {
 		t.Errorf("got %s, want the built one", Tool(t, "a-tool"))
+	}
+}
+
+// The script that fills the cache and the helpers that use it mean the same
+// directory.
+func TestCacheIsTheScripts(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip(err)
+	}
+	for _, env := range []map[string]string{
+		{"CUMULET_CACHE": "/a/b", "XDG_CACHE_HOME": "/x", "HOME": "/h"},
+		{"CUMULET_CACHE": "", "XDG_CACHE_HOME": "/x", "HOME": "/h"},
+		{"CUMULET_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/h"},
+	} {
+		for k, v := range env {
+			t.Setenv(k, v)
+		}
+		want, err := exec.CommandContext(t.Context(), bash, "../../hack/tools.sh", "--print-cache").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := cacheDir(); err != nil || got != strings.TrimSpace(string(want)) {
+			t.Errorf("%v: %q, %v; the script has %q", env, got, err, want)
+		}
 	}
 }
 
