@@ -49,7 +49,7 @@ func Containerd(t testing.TB, options ...func(*containerd.Config)) *ContainerdEn
 	Tool(t, "runc")
 	pause, busybox := Image(t, "pause"), Image(t, "busybox")
 
-	s := takeSlot(t)
+	s := takeSlot(t, true)
 	config := containerd.Config{
 		Dir:            s.dir,
 		BinDirs:        []string{bin},

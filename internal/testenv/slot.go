@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -42,7 +43,7 @@ type NetworkEnv struct {
 // its own already.
 func Network(t testing.TB) NetworkEnv {
 	t.Helper()
-	s := takeSlot(t)
+	s := takeSlot(t, false)
 	return NetworkEnv{Bridge: s.bridge, Subnet: s.subnet}
 }
 
@@ -57,8 +58,9 @@ func makeSlot(n int) slot {
 }
 
 // takeSlot takes a free slot until the test ends; it must be called before
-// anything whose cleanup uses the slot is registered.
-func takeSlot(t testing.TB) slot {
+// anything whose cleanup uses the slot is registered. To heal, it first tries
+// the slots in which a killed run has left its directory; else it avoids them.
+func takeSlot(t testing.TB, heal bool) slot {
 	t.Helper()
 	if err := os.Mkdir(slotRoot, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
 		t.Fatalf("take a test slot: %v", err)
@@ -70,9 +72,22 @@ func takeSlot(t testing.TB) slot {
 	if st.Uid != uint32(os.Geteuid()) || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		t.Fatalf("take a test slot: %s is not a directory of this user", slotRoot)
 	}
-	first := rand.IntN(slots)
-	for i := range slots {
-		s := makeSlot((first + i) % slots)
+	order := rand.Perm(slots)
+	left := func(n int) bool {
+		_, err := os.Stat(makeSlot(n).dir)
+		return err == nil
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		switch la, lb := left(a), left(b); {
+		case la == lb:
+			return 0
+		case la == heal:
+			return -1
+		}
+		return 1
+	})
+	for _, n := range order {
+		s := makeSlot(n)
 		lock, err := os.OpenFile(s.dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			t.Fatalf("take a test slot: %v", err)

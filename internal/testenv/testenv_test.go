@@ -158,7 +158,7 @@ func TestFreePortIsFree(t *testing.T) {
 func TestSlotsDoNotClash(t *testing.T) {
 	seen := map[string]bool{}
 	for range 8 {
-		s := takeSlot(t)
+		s := takeSlot(t, false)
 		for _, v := range []string{s.dir, s.bridge, s.subnet.String(), s.cgroup + " (cgroup)"} {
 			if seen[v] {
 				t.Errorf("%s is given twice", v)
