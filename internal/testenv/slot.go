@@ -78,10 +78,10 @@ func takeSlot(t testing.TB, heal bool) slot {
 		return err == nil
 	}
 	slices.SortStableFunc(order, func(a, b int) int {
-		switch la, lb := left(a), left(b); {
-		case la == lb:
+		if left(a) == left(b) {
 			return 0
-		case la == heal:
+		}
+		if left(a) == heal {
 			return -1
 		}
 		return 1
