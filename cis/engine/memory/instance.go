@@ -206,11 +206,8 @@ func (i *instance) heed(now time.Time) {
 		set(&grace, desired.GraceSeconds)
 		deadline := now.Add(time.Duration(grace) * time.Second)
 		switch {
-		case !i.stopping || !i.stopAsked:
-			i.stopping, i.stopAsked, i.stopDeadline = true, true, deadline
-			if i.stopReason == "" {
-				i.stopReason = "Deleted"
-			}
+		case !i.stopping:
+			i.stopping, i.stopAsked, i.stopReason, i.stopDeadline = true, true, "Deleted", deadline
 		case deadline.Before(i.stopDeadline):
 			i.stopDeadline = deadline
 		}

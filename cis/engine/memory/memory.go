@@ -6,7 +6,7 @@
 // kilobytes and no goroutine. All times come from package time, so testing/synctest drives it.
 //
 // A container without a command runs until TERM and then succeeds. Otherwise its command is one of cat, echo, env,
-// exit, fail, false, hostname, id, nc, pause, pwd, rm, sleep, stty, tail, test, touch, true, as "exit 3" or "sleep 10", or a
+// exit, fail, false, hostname, httpd, id, nc, pause, pwd, rm, sleep, stty, tail, test, touch, true, as "exit 3" or "sleep 10", or a
 // script by sh -c, of these commands and trap and wait, with quotes, variables, output redirects, ; && || and & for
 // sleep. Every image exists, unless Config.Pull says no.
 package memory
