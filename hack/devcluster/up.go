@@ -16,9 +16,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// shutdownBound is how long the parts may take to end after ctx does. What they
-// have acknowledged is in etcd by then.
-const shutdownBound = 10 * time.Second
+// How long the controllers, and then the API server, may take to end after ctx
+// does. The latter would wait for clients that watch; what it has acknowledged
+// is in etcd.
+const (
+	controllersBound = 10 * time.Second
+	apiServerBound   = 2 * time.Second
+)
 
 // Up runs the control plane until ctx ends or a part fails. While it is usable,
 // DIR/ready holds the API server's URL.
@@ -100,27 +104,25 @@ func Up(ctx context.Context, o Options) error {
 	return shutDown(group, ready, stopServing, failed)
 }
 
-// shutDown ends the parts in their order, within the bound.
+// shutDown ends the parts in their order, within the bounds.
 func shutDown(group *errgroup.Group, ready string, stopServing func(), failed <-chan error) error {
 	errs := []error{os.Remove(ready)}
 	if errors.Is(errs[0], fs.ErrNotExist) {
 		errs = nil
 	}
-	bound := time.After(shutdownBound)
 	clients := make(chan error, 1)
 	go func() { clients <- group.Wait() }()
 	select {
 	case err := <-clients:
 		errs = append(errs, err)
-	case <-bound:
+	case <-time.After(controllersBound):
 		return errors.Join(append(errs, errors.New("the controllers did not end in time"))...)
 	}
 	stopServing()
 	select {
 	case err := <-failed:
 		errs = append(errs, err)
-	case <-bound:
-		// Watches of a client that does not leave; etcd has everything.
+	case <-time.After(apiServerBound):
 	}
 	if err := errors.Join(errs...); err != nil && !errors.Is(err, context.Canceled) {
 		return err

@@ -36,8 +36,8 @@ type Directory interface {
 // OfflineTokens keeps tokens that get hubtokens without a password. Safe for concurrent use.
 type OfflineTokens interface {
 	NewOfflineToken(ctx context.Context, account, audience, client string) (string, error)
-	// UseOfflineToken gives the account, or ErrUnauthenticated.
-	UseOfflineToken(ctx context.Context, token, audience string) (*registry.Account, error)
+	// UseOfflineToken gives the account of a token made for one of the audiences, or ErrUnauthenticated.
+	UseOfflineToken(ctx context.Context, token string, audiences ...string) (*registry.Account, error)
 	RevokeOfflineToken(ctx context.Context, token string) error
 }
 

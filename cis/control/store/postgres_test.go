@@ -1,15 +1,10 @@
 package store_test
 
 import (
-	"os"
 	"testing"
+
+	"cumulet.io/internal/testenv"
 )
 
 // postgres is an empty database, or a skip.
-func postgres(t *testing.T) string {
-	dsn := os.Getenv("CUMULET_TEST_POSTGRES")
-	if dsn == "" {
-		t.Skip("set CUMULET_TEST_POSTGRES to the address of an empty PostgreSQL database")
-	}
-	return dsn
-}
+func postgres(t *testing.T) string { return testenv.Postgres(t) }

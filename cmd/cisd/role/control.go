@@ -52,7 +52,8 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 	}
 	service, err := control.New(control.Config{
 		Store: records, NewEngine: place.engine, Region: p.cfg.Node.Region, Node: p.cfg.Node.Name,
-		Quota: control.Quota{Instances: c.Quota.Instances, MilliCPU: c.Quota.CPU * 1000, MemoryMiB: c.Quota.MemoryGiB << 10},
+		KeepEnded: time.Duration(c.KeepEndedDays) * 24 * time.Hour,
+		Quota:     control.Quota{Instances: c.Quota.Instances, MilliCPU: c.Quota.CPU * 1000, MemoryMiB: c.Quota.MemoryGiB << 10},
 		Logs: func(ctx context.Context, org, id string, req cis.LogRequest) (io.ReadCloser, error) {
 			return stored.Logs(ctx, org, id, req)
 		},
@@ -113,7 +114,7 @@ func (p *process) place(ctx context.Context, log *slog.Logger) (*place, error) {
 	case "memory":
 		return &place{
 			engine: func(sink engine.Sink) (engine.Engine, error) {
-				return memory.New(memory.Config{Sink: sink, Node: p.cfg.Node.Name, Region: p.cfg.Node.Region})
+				return memory.New(sink, memory.Options{Node: p.cfg.Node.Name, Region: p.cfg.Node.Region}), nil
 			},
 			ready: func(context.Context) error { return nil },
 		}, nil
@@ -122,4 +123,3 @@ func (p *process) place(ctx context.Context, log *slog.Logger) (*place, error) {
 	}
 	return nil, errors.New("control.engine: must be cri or memory")
 }
-

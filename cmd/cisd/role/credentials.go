@@ -68,10 +68,10 @@ func (p *process) source(account, audience string, actions ...string) (hubtoken.
 		return nil, err
 	}
 	return hubtoken.NewPasswordSource(hubtoken.PasswordConfig{
-		Realm:    p.cfg.Registry.URL + "/token",
-		Service:  audience,
-		Scopes:   []string{"platform:*:" + strings.Join(actions, ",")},
-		Username: account,
+		Realm:        p.cfg.Registry.URL + "/token",
+		Service:      audience,
+		Scopes:       []string{"platform:*:" + strings.Join(actions, ",")},
+		Username:     account,
 		ReadPassword: func() (string, error) { return p.credential(account) },
 	})
 }

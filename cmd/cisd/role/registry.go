@@ -53,4 +53,3 @@ func (p *process) database(ctx context.Context, dsn string) (*sqldb.DB, error) {
 	p.close = append(p.close, db.Close)
 	return db, nil
 }
-
