@@ -25,7 +25,7 @@ func (i *instance) container(name string) (*container, error) {
 			return c, nil
 		}
 	}
-	return nil, problem.New(problem.ErrNotFound, "instance %s has no container %q", i.in.ID, name)
+	return nil, problem.New(problem.ErrNotFound, "instance %s has no container %q", i.id, name)
 }
 
 // Exec implements engine.Execer. An empty command attaches: it follows the container's output to its end.
@@ -270,7 +270,7 @@ func (e *Engine) Stats(_ context.Context, ids []string) ([]cis.Stats, error) {
 	for _, i := range list {
 		i.mu.Lock()
 		if i.ip != "" && !i.phase.Final() {
-			s := cis.Stats{Instance: i.in.ID, Time: now, StartTime: i.startedAt, Containers: []cis.ContainerStats{}}
+			s := cis.Stats{Instance: i.id, Time: now, StartTime: i.startedAt, Containers: []cis.ContainerStats{}}
 			for _, c := range i.all() {
 				if c.running() {
 					s.Containers = append(s.Containers, cis.ContainerStats{
