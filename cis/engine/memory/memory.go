@@ -6,7 +6,7 @@
 // kilobytes and no goroutine. All times come from package time, so testing/synctest drives it.
 //
 // A container without a command runs until TERM and then succeeds. Otherwise its command is one of cat, echo, env,
-// exit, fail, false, hostname, id, nc, pause, pwd, rm, sleep, stty, tail, test, touch, true, as "exit 3" or "sleep 10", or a
+// exit, fail, false, hostname, httpd, id, nc, pause, pwd, rm, sleep, stty, tail, test, touch, true, as "exit 3" or "sleep 10", or a
 // script by sh -c, of these commands and trap and wait, with quotes, variables, output redirects, ; && || and & for
 // sleep. Every image exists, unless Config.Pull says no.
 package memory
@@ -132,7 +132,7 @@ func (e *Engine) work(ctx context.Context, i *instance) {
 		}
 	}
 	if err == nil && changed {
-		err = unlessUnknown(e.sink.Report(ctx, i.in.ID, st))
+		err = unlessUnknown(e.sink.Report(ctx, i.id, st))
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -163,7 +163,7 @@ func (e *Engine) Sync(ctx context.Context, all []*cis.Instance) error {
 		known[in.ID] = true
 	}
 	for _, i := range e.world.list() {
-		if !known[i.in.ID] {
+		if !known[i.id] {
 			e.world.remove(i)
 		}
 	}
@@ -313,14 +313,14 @@ func (w *world) list() []*instance {
 func (w *world) retire(i *instance) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.ended[i.in.ID] || w.instances[i.in.ID] != i {
+	if w.ended[i.id] || w.instances[i.id] != i {
 		return
 	}
-	w.ended[i.in.ID] = true
-	w.endedIDs = append(w.endedIDs, i.in.ID)
+	w.ended[i.id] = true
+	w.endedIDs = append(w.endedIDs, i.id)
 	w.retired = append(w.retired, i)
 	for len(w.retired) > w.options.KeepEnded {
-		delete(w.instances, w.retired[0].in.ID)
+		delete(w.instances, w.retired[0].id)
 		w.retired[0] = nil
 		w.retired = w.retired[1:]
 	}
@@ -337,7 +337,7 @@ func (w *world) remove(i *instance) {
 	i.mu.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	delete(w.instances, i.in.ID)
+	delete(w.instances, i.id)
 }
 
 // address gives the next of 198.18.0.0/15's addresses, which are kept for benchmarks.
