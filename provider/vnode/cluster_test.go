@@ -223,9 +223,10 @@ func TestCluster(t *testing.T) {
 				t.Errorf("no label %s in %v", l, n.Labels)
 			}
 		}
-		if _, err := c.client.CoordinationV1().Leases("kube-node-lease").Get(ctx, c.NodeName, metav1.GetOptions{}); err != nil {
-			t.Error(err)
-		}
+		c.eventually(func(ctx context.Context) error {
+			_, err := c.client.CoordinationV1().Leases("kube-node-lease").Get(ctx, c.NodeName, metav1.GetOptions{})
+			return err
+		})
 	})
 	t.Run("pod", func(t *testing.T) {
 		c.t = t
