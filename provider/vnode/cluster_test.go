@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os/exec"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"cumulet.io/internal/testenv"
@@ -192,6 +194,30 @@ func (c *cluster) kubectl(stdin string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
+// kubelet asks the node's API as the cluster's administrator.
+func (c *cluster) kubelet(path string) (string, error) {
+	cfg, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return "", err
+	}
+	tlsConfig, err := rest.TLSConfigFor(cfg)
+	if err != nil {
+		return "", err
+	}
+	tr := &http.Transport{TLSClientConfig: tlsConfig}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr, Timeout: patience}).Get("https://" + c.node.Addr().String() + path)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return string(body), err
+}
+
 // TestCluster is the virtual node on a real control plane.
 func TestCluster(t *testing.T) {
 	if testing.Short() {
@@ -223,9 +249,10 @@ func TestCluster(t *testing.T) {
 				t.Errorf("no label %s in %v", l, n.Labels)
 			}
 		}
-		if _, err := c.client.CoordinationV1().Leases("kube-node-lease").Get(ctx, c.NodeName, metav1.GetOptions{}); err != nil {
-			t.Error(err)
-		}
+		c.eventually(func(ctx context.Context) error {
+			_, err := c.client.CoordinationV1().Leases("kube-node-lease").Get(ctx, c.NodeName, metav1.GetOptions{})
+			return err
+		})
 	})
 	t.Run("pod", func(t *testing.T) {
 		c.t = t
@@ -296,6 +323,41 @@ func TestCluster(t *testing.T) {
 		if resp.StatusCode != http.StatusUnauthorized {
 			t.Errorf("status %d", resp.StatusCode)
 		}
+	})
+	t.Run("usage and port-forward", func(t *testing.T) {
+		c.t = t
+		for path, part := range map[string]string{"/stats/summary": `"podRef"`, "/metrics/resource": `container_memory_working_set_bytes{container="app",namespace="default",pod="one"} 1.048576e+06`,
+			"/pods": `"name":"one"`, "/runningpods/": `"name":"one"`, "/healthz": "ok"} {
+			body, err := c.kubelet(path)
+			if err != nil || !strings.Contains(body, part) {
+				t.Errorf("%s: %.2000s %v", path, body, err)
+			}
+		}
+		port := testenv.FreePort(t)
+		ctx, cancel := context.WithCancel(context.Background())
+		cmd := exec.CommandContext(ctx, testenv.Tool(t, "kubectl"), "--kubeconfig", c.Kubeconfig, "port-forward", "pod/one", fmt.Sprintf("%d:80", port))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { cancel(); _ = cmd.Wait() }()
+		c.eventually(func(context.Context) error {
+			conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), time.Second)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				return err
+			}
+			if _, err := conn.Write([]byte("ping")); err != nil {
+				return err
+			}
+			got := make([]byte, 4)
+			if _, err := io.ReadFull(conn, got); err != nil || string(got) != "ping" {
+				return fmt.Errorf("got %q, %w", got, err)
+			}
+			return nil
+		})
 	})
 	t.Run("unsupported field", func(t *testing.T) {
 		c.t = t
