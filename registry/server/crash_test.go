@@ -3,7 +3,6 @@ package server_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -38,7 +37,7 @@ func serveChild(dir, addr string) error {
 	if err != nil {
 		return err
 	}
-	s, err := server.New(ctx, server.Config{DB: db, Dir: dir, PublicURL: "http://" + addr, Logger: slog.New(slog.NewJSONHandler(io.Discard, nil)),
+	s, err := server.New(ctx, server.Config{DB: db, Dir: dir, PublicURL: "http://" + addr, Logger: slog.New(slog.DiscardHandler),
 		HashCost:  directory.HashCost{MemoryKiB: 64, Passes: 1},
 		Bootstrap: directory.Bootstrap{Org: "acme", Admin: directory.Credential{Name: "root", PasswordFile: filepath.Join(dir, "admin")}}})
 	if err != nil {
