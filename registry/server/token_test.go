@@ -86,7 +86,7 @@ func TestScopes(t *testing.T) {
 		{"platform for a member", "root", "cis", []string{"platform:*:node,operator,meter"}, "cis", "acme", ""},
 		{"platform for the node agent", "node-agent", "cis", []string{"platform:*:node,operator,meter"}, "cis", "", "platform:*:node"},
 		{"platform name", "node-agent", "cis", []string{"platform:acme:node"}, "cis", "", ""},
-		{"operator", "auditor", "billing", []string{"platform:*:operator"}, "billing", "", "platform:*:operator"},
+		{"operator", "platform-auditor", "billing", []string{"platform:*:operator"}, "billing", "", "platform:*:operator"},
 		{"a service is no member", "node-agent", "cis", []string{"org:acme:read"}, "cis", "", ""},
 		{"service by its own name", "rita", "registry", []string{"repository:acme/web:pull"}, "registry", "acme", "repository:acme/web:pull"},
 		{"service by another host", "rita", "hub.example", []string{"repository:acme/web:pull"}, "registry", "acme", "repository:acme/web:pull"},
@@ -267,7 +267,7 @@ func TestPullCredential(t *testing.T) {
 		status       int
 	}{
 		"a member":       {h.bearer("root", "org:acme:admin", "platform:*:node"), body, 403},
-		"the operator":   {h.bearer("auditor", "platform:*:operator"), body, 403},
+		"the operator":   {h.bearer("platform-auditor", "platform:*:operator"), body, 403},
 		"nobody":         {"", body, 401},
 		"unknown field":  {node, `{"org":"acme","repos":[]}`, 400},
 		"two objects":    {node, body + body, 400},

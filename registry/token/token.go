@@ -123,7 +123,11 @@ func (s *Service) login(ctx context.Context, username, password, client string) 
 	}
 	account, err := s.cfg.Directory.Authenticate(ctx, username, password, client)
 	if errors.Is(err, problem.ErrUnauthenticated) || errors.Is(err, problem.ErrExhausted) {
-		s.cfg.Logger.InfoContext(ctx, "login refused", "account", username, "client", client, "reason", err)
+		name := username
+		if registry.ValidateAccount("", name) != nil {
+			name = "" // whatever was typed there: it may be a password
+		}
+		s.cfg.Logger.InfoContext(ctx, "login refused", "account", name, "client", client, "reason", err)
 	}
 	return principal{account: account}, err
 }
