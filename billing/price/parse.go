@@ -2,6 +2,7 @@ package price
 
 import (
 	"bytes"
+	_ "embed" // for the example
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,13 @@ const (
 
 // ErrBadBook is wrapped by every error about a book's text.
 var ErrBadBook = errors.New("the price book is not valid")
+
+//go:embed example.yaml
+var example []byte
+
+// Example is the book that the platform uses when none is configured: prices in line with public list prices, to be
+// replaced by the operator's own.
+func Example() (*Book, error) { return Parse(example) }
 
 // Load reads and checks a book from a file.
 func Load(path string) (*Book, error) {
