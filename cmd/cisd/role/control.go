@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"cumulet.io/billing/meter"
 	"cumulet.io/cis"
 	"cumulet.io/cis/control"
 	"cumulet.io/cis/control/store"
@@ -86,11 +87,8 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 		}
 		return service.Run(ctx)
 	}})
-	if place.collect != nil {
-		collector, err := place.collect(func(ctx context.Context, org, id string) (bool, error) {
-			in, err := service.Get(ctx, org, id)
-			return err == nil && in.Status.Phase.Final(), err
-		})
+	if place.meters != nil {
+		collector, err := p.collector(place.meters, service, log)
 		if err != nil {
 			return nil, err
 		}
@@ -105,8 +103,8 @@ type place struct {
 	// ready tells whether the engine's runtime answers; it waits until ctx ends.
 	ready func(context.Context) error
 	parts []part
-	// collect gives the parts that ship what the engine writes, told which instances have ended; nil when nothing is written.
-	collect func(ended func(ctx context.Context, org, id string) (bool, error)) ([]part, error)
+	// meters writes meter events; nil when the engine uses nothing that is billed.
+	meters *meter.Writer
 }
 
 func (p *process) place(ctx context.Context, log *slog.Logger) (*place, error) {
@@ -114,7 +112,7 @@ func (p *process) place(ctx context.Context, log *slog.Logger) (*place, error) {
 	case "memory":
 		return &place{
 			engine: func(sink engine.Sink) (engine.Engine, error) {
-				return memory.New(sink, memory.Options{Node: p.cfg.Node.Name, Region: p.cfg.Node.Region}), nil
+				return memory.New(memory.Config{Sink: sink, Node: p.cfg.Node.Name, Region: p.cfg.Node.Region})
 			},
 			ready: func(context.Context) error { return nil },
 		}, nil

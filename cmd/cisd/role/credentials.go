@@ -40,7 +40,7 @@ func (p *process) credential(name string) (string, error) {
 	}
 }
 
-// makeCredential writes a new password to path whole or not at all; of two makers one wins.
+// makeCredential makes a password that begins with a letter, as Filebeat needs it, and writes a new password to path whole or not at all; of two makers one wins.
 func makeCredential(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
@@ -50,7 +50,7 @@ func makeCredential(path string) error {
 		return err
 	}
 	defer os.Remove(tmp.Name()) //nolint:errcheck // a left-over is harmless
-	if _, err := tmp.WriteString(rand.Text() + "\n"); err != nil {
+	if _, err := tmp.WriteString("c" + rand.Text() + "\n"); err != nil {
 		return errors.Join(err, tmp.Close())
 	}
 	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"path/filepath"
 	"time"
 
 	"cumulet.io/billing/meter"
@@ -63,17 +62,13 @@ func daemon(cfg *config.Config, handlers map[cis.SandboxClass]string, log *slog.
 			}
 		}
 	}
-	dc := containerd.Config{
+	return containerd.New(containerd.Config{
 		Dir: cfg.Path("containerd"), BinDirs: binDirs(c), CNIBinDir: c.BinDir, Handlers: offered,
 		SandboxImage: pauseImage, SandboxArchive: c.PauseImage,
 		Network:    containerd.Network{Bridge: c.Bridge, Subnet: subnet},
 		Registries: []containerd.Registry{{Host: registry.Host, PlainHTTP: registry.Scheme == "http"}},
 		Log:        log,
-	}
-	if len(dc.Dir)+len("/run") > containerd.MaxRunDir {
-		dc.RunDir = filepath.Join("/run", "cumulet-"+cfg.Node.Name)
-	}
-	return containerd.New(dc)
+	})
 }
 
 // criPlace runs instances on this machine: containerd as a child or an existing one, the engine, the meter.
@@ -99,12 +94,12 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 	if err != nil {
 		return nil, err
 	}
-	meters, err := meter.Open(p.cfg.Path("meter"), meter.Options{Logger: log})
+	meters, err := meter.Open(p.meterDir(), meter.Options{Logger: log})
 	if err != nil {
 		return nil, err
 	}
 	p.close = append(p.close, meters.Close)
-	pl := &place{parts: []part{{"meter", meters.Run}}}
+	pl := &place{meters: meters, parts: []part{{"meter", meters.Run}}}
 	socket := c.Socket
 	pl.ready = func(context.Context) error { _, err := os.Stat(socket); return err }
 	if ctrd != nil {
@@ -123,9 +118,6 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 		}
 		p.close = append(p.close, e.Close)
 		return e, nil
-	}
-	pl.collect = func(ended func(ctx context.Context, org, id string) (bool, error)) ([]part, error) {
-		return p.collector(meters, ended, log)
 	}
 	return pl, nil
 }

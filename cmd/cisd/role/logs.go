@@ -31,10 +31,7 @@ func (p *process) logs(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
-	handler, err := server.New(server.Config{Store: store, Verifier: verifier, Logger: log})
-	if err != nil {
-		return nil, err
-	}
+	handler := server.New(server.Config{Store: store, Verifier: verifier, Logger: log})
 	api, err := p.serve(ctx, c.Listen, httpserve.Config{Role: string(Logs), Handler: handler, Ready: store.Ready, Metrics: metrics()})
 	if err != nil {
 		return nil, err
