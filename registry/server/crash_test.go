@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -112,23 +113,33 @@ func TestKilledUnderPushes(t *testing.T) {
 			firstToken = h.answer(h.request(http.MethodGet, "/token?scope=registry:catalog:*", "", "Authorization", basic("root", password()))).Token
 		}
 		ctx, cancel := context.WithCancel(t.Context())
+		under := make(chan struct{}, 1)
 		var wg sync.WaitGroup
 		for p := range pushers {
 			wg.Go(func() {
 				for i := 0; ctx.Err() == nil; i++ {
 					img := randomImage(t)
 					name := fmt.Sprintf("acme/r%d:t%d-%d", p, round, i)
-					if err := remote.Write(h.ref(t, name), img, append(auth, remote.WithContext(ctx))...); err != nil {
+					if err := remote.Write(h.ref(t, name), img, append(slices.Clip(auth), remote.WithContext(ctx))...); err != nil {
 						return // the registry is dead
 					}
 					mu.Lock()
 					acked = append(acked, ack{name, digestOf(t, img).String()})
 					mu.Unlock()
+					select {
+					case under <- struct{}{}:
+					default:
+					}
 				}
 			})
 		}
+		select {
+		case <-under:
+		case <-time.After(time.Minute):
+			t.Error("no push was acknowledged in a minute")
+		}
 		// The moment of death is random; nothing is waited for.
-		time.Sleep(time.Duration(50+random.IntN(600)) * time.Millisecond)
+		time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond)
 		if err := child.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
