@@ -196,7 +196,7 @@ func exactOnce(t *testing.T, r *rand.Rand, newDB func() *sqldb.DB) {
 	}
 	must(t, x.w.Close())
 	all := lines(t, x.dir)
-	if len(all) < 50 {
+	if len(all) < 20 {
 		t.Fatalf("only %d events", len(all))
 	}
 	book := billtest.Book(t, billtest.TwoVersions)
