@@ -375,7 +375,7 @@ func (a *actor) advance() {
 	}
 	if !a.rec.MarkedRunning {
 		for _, c := range a.containers {
-			if c.kind == kindMain && (c.running || c.rec.Terminated != nil) {
+			if c.kind == kindMain && c.rec.Incarnation == a.rec.Incarnation && (c.running || c.rec.Terminated != nil) {
 				a.markRunning()
 				break
 			}

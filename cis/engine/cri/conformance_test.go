@@ -14,7 +14,7 @@ import (
 
 // The engine passes the conformance suite in every sandbox class that this machine can run.
 func TestConformance(t *testing.T) {
-	env := testenv.Containerd(t)
+	env := testenv.Containerd(t, withoutSystemd)
 	handlers := map[cis.SandboxClass]string{cis.Runc: "runc"}
 	if env.Has("runsc") {
 		handlers[cis.GVisor] = "runsc"
@@ -22,7 +22,7 @@ func TestConformance(t *testing.T) {
 	for class := range handlers {
 		t.Run(string(class), func(t *testing.T) {
 			cfg := Config{Socket: env.Socket, Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"),
-				Node: "node-" + string(class), HostIP: "127.0.0.1", Handlers: handlers, CgroupRoot: env.CgroupParent,
+				Node: "node-" + string(class), HostIP: "127.0.0.1", Handlers: handlers, CgroupRoot: cgroupRoot(env),
 				Logger:       slog.New(slog.DiscardHandler),
 				CrashBackoff: Backoff{Initial: 500 * time.Millisecond, Max: 2 * time.Second}, PullBackoff: Backoff{Initial: 500 * time.Millisecond, Max: 2 * time.Second}}
 			make := func(t *testing.T, sink engine.Sink) engine.Engine {

@@ -2,9 +2,12 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -116,7 +119,7 @@ func (a *actor) start(c *container, img imageInfo) {
 			early := a.early[s]
 			delete(a.early, s)
 			switch {
-			case stage == stageStarted:
+			case stage == stageStarted || stage == stageUnsure:
 				a.begin(c, s, attempt)
 				a.info(c.spec.Name, "Started", "Container started")
 				at := time.Now()
@@ -126,6 +129,8 @@ func (a *actor) start(c *container, img imageInfo) {
 				a.runs(c, at, false)
 				if early.GetState() == rt.ContainerState_CONTAINER_EXITED {
 					a.exited(c, a.terminated(c, early))
+				} else if stage == stageUnsure {
+					a.check(c)
 				}
 			case a.ctx.Err() != nil:
 			case stage == stageLost:
@@ -169,6 +174,7 @@ const (
 	stageMount
 	stageLost // the sandbox is not up any more
 	stageCreated
+	stageUnsure // started, and perhaps ended since
 	stageStarted
 )
 
@@ -188,15 +194,52 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 		if a.e.down(ctx, sandbox) {
 			return "", stageLost, err
 		}
+		// It may have been made, the answer lost: the name must be free for the next try.
+		if derr := a.e.dropContainer(ctx, a.id, name, attempt); derr != nil {
+			err = errors.Join(err, derr)
+		}
 		return "", stageNone, err
 	}
 	if _, err := a.e.rt.StartContainer(ctx, &rt.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
 		if a.e.down(ctx, sandbox) {
 			return "", stageLost, err
 		}
+		if status.Code(err) == codes.Unavailable {
+			return a.afterLostStart(ctx, r.ContainerId, err)
+		}
 		return r.ContainerId, stageCreated, err
 	}
 	return r.ContainerId, stageStarted, nil
+}
+
+// afterLostStart finds out what became of a start whose answer was lost, because containerd was restarted.
+func (a *actor) afterLostStart(ctx context.Context, id string, err error) (string, stage, error) {
+	st, serr := a.e.rt.ContainerStatus(ctx, &rt.ContainerStatusRequest{ContainerId: id})
+	if serr == nil && (st.Status.State == rt.ContainerState_CONTAINER_RUNNING || st.Status.State == rt.ContainerState_CONTAINER_EXITED) {
+		return id, stageUnsure, nil
+	}
+	_, rerr := a.e.rt.RemoveContainer(ctx, &rt.RemoveContainerRequest{ContainerId: id})
+	if rerr != nil && !isNotFound(rerr) {
+		err = errors.Join(err, rerr)
+	}
+	return "", stageNone, err
+}
+
+// dropContainer removes one attempt of a container, if it is there.
+func (e *Engine) dropContainer(ctx context.Context, instance, name string, attempt int) error {
+	list, err := e.listContainers(ctx, instance)
+	if err != nil {
+		return err
+	}
+	for _, c := range list {
+		if c.Metadata.GetName() != name || int(c.Metadata.GetAttempt()) != attempt {
+			continue
+		}
+		if _, err := e.rt.RemoveContainer(ctx, &rt.RemoveContainerRequest{ContainerId: c.Id}); err != nil && !isNotFound(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // down tells whether a sandbox is known not to be up.

@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"cumulet.io/cis"
+	"cumulet.io/cis/engine/cri/containerd"
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/testenv"
 )
@@ -160,6 +161,19 @@ func (o oneMeter) Stop(_ context.Context, _ time.Time, reason string) error {
 	return nil
 }
 
+// withoutSystemd has containerd leave cgroups to the engine, as the product has it.
+func withoutSystemd(c *containerd.Config) {
+	h, err := containerd.DetectHost()
+	if err == nil {
+		h.Systemd = false
+		c.Host = &h
+	}
+}
+
+func cgroupRoot(env *testenv.ContainerdEnv) string {
+	return "/" + strings.Trim(strings.TrimSuffix(env.CgroupParent, ".slice"), "/")
+}
+
 // bench is an engine on a real containerd.
 type bench struct {
 	t     *testing.T
@@ -173,11 +187,11 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	env := testenv.Containerd(t)
+	env := testenv.Containerd(t, withoutSystemd)
 	b := &bench{t: t, env: env, sink: newSink(), meter: &memMeter{started: map[string]int{}, running: map[string]int{}, stopped: map[string]string{}}}
 	b.cfg = Config{Socket: env.Socket, Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"), Node: "node-1", Region: "r1",
 		HostIP: "127.0.0.1", Handlers: map[cis.SandboxClass]string{cis.Runc: "runc"},
-		Unavailable: map[cis.SandboxClass]string{cis.Kata: "the host has no KVM"}, Sink: b.sink, Meter: b.meter, CgroupRoot: env.CgroupParent,
+		Unavailable: map[cis.SandboxClass]string{cis.Kata: "the host has no KVM"}, Sink: b.sink, Meter: b.meter, CgroupRoot: cgroupRoot(env),
 		Logger:       slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 		CrashBackoff: Backoff{Initial: 200 * time.Millisecond, Max: time.Second}, PullBackoff: Backoff{Initial: 200 * time.Millisecond, Max: time.Second}}
 	if env.Has("runsc") {
