@@ -178,15 +178,13 @@ func TestAlwaysExact(t *testing.T) {
 		must(t, err)
 	}
 	t.Logf("seed %d (set SEED to repeat)", seed)
-	rounds := 12
-	if testing.Short() {
-		rounds = 3
-	}
-	for i := range rounds {
-		t.Run(fmt.Sprint(i), func(t *testing.T) {
-			exactOnce(t, rand.New(rand.NewSource(seed+int64(i))), func() *sqldb.DB { return billtest.SQLite(t) })
-		})
-	}
+	billtest.EachDialect(t, func(t *testing.T, newDB func(testing.TB) *sqldb.DB) {
+		for i := range 3 {
+			t.Run(fmt.Sprint(i), func(t *testing.T) {
+				exactOnce(t, rand.New(rand.NewSource(seed+int64(i))), func() *sqldb.DB { return newDB(t) })
+			})
+		}
+	})
 }
 
 func exactOnce(t *testing.T, r *rand.Rand, newDB func() *sqldb.DB) {

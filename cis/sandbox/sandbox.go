@@ -94,9 +94,22 @@ func (r Report) Choose(asked cis.SandboxClass) (cis.SandboxClass, string, error)
 		}
 	}
 	if asked == "" {
-		return "", "", problem.New(problem.ErrUnsupported, "this host can isolate no instance; see: cisd host check")
+		return "", "", problem.New(problem.ErrUnsupported, "this host has no isolating sandbox class, and none was asked for. %s", r.lacking())
 	}
 	return "", "", problem.Invalid("sandbox", "must be kata, gvisor or runc", asked)
+}
+
+// lacking says of each class what it lacks, and of one that could be asked for how.
+func (r Report) lacking() string {
+	var parts []string
+	for _, f := range r.Findings {
+		if f.Available() {
+			parts = append(parts, fmt.Sprintf("%s, which isolates nothing, must be asked for by name.", f.Class))
+		} else {
+			parts = append(parts, fmt.Sprintf("%s: %s.", f.Class, f.Why()))
+		}
+	}
+	return strings.Join(parts, " ")
 }
 
 // Write prints the report as a table for people.

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -42,6 +43,22 @@ func host(t *testing.T, files map[string]string) Options {
 		}}
 }
 
+// A report travels as JSON: what a program needs of it must be there.
+func TestReportJSON(t *testing.T) {
+	data, err := json.Marshal(Host(t.Context(), host(t, map[string]string{"bin/runc": "", "bin/containerd-shim-runc-v2": ""})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got Report
+	if err := json.Unmarshal(data, &got); err != nil {
+		t.Fatal(err)
+	}
+	have, why := got.Handlers()
+	if have[cis.Runc] != "runc" || len(have) != 1 || !strings.Contains(why[cis.Kata], "/dev/kvm: missing (load") || why[cis.GVisor] == "" || got.Default != "" {
+		t.Errorf("%s", data)
+	}
+}
+
 func TestHost(t *testing.T) {
 	const vmx = "processor: 0\nflags\t\t: fpu vmx sse\n"
 	kata := map[string]string{"proc/cpuinfo": vmx, "dev/kvm": "device", "dev/vhost-vsock": "device", "bin/containerd-shim-kata-v2": "", "kata.toml": ""}
@@ -69,7 +86,9 @@ func TestHost(t *testing.T) {
 		{name: "a weaker class may be asked for", files: all(kata, gvisor, runc), asked: cis.Runc, want: cis.Runc},
 		{name: "/dev/kvm without the CPU's flag", files: noCPU, want: cis.GVisor},
 		{name: "no silent downgrade", files: noCPU, asked: cis.Kata, err: "no vmx or svm flag in /proc/cpuinfo (enable it"},
-		{name: "runc is no default", files: runc, err: "can isolate no instance"},
+		{name: "runc is no default", files: runc, err: "runc, which isolates nothing, must be asked for by name"},
+		{name: "the error says what the stronger ones lack", files: runc, err: "gvisor: runsc: not found (install gVisor"},
+		{name: "nothing at all", err: "runc: runc: not found"},
 		{name: "unless allowed", files: runc, allowRunc: true, want: cis.Runc},
 		{name: "a runtime that does not start", files: all(runc, gvisor, map[string]string{"bin/runsc": "broken"}), asked: cis.GVisor, err: "exec format error"},
 		{name: "a shim is missing", files: map[string]string{"bin/runsc": ""}, asked: cis.GVisor, err: "containerd-shim-runsc-v1: not found"},

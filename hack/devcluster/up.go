@@ -104,30 +104,32 @@ func Up(ctx context.Context, o Options) error {
 	return shutDown(group, ready, stopServing, failed)
 }
 
-// shutDown ends the parts in their order, within the bounds.
+// shutDown ends the parts in their order, within the bounds. Its error is the
+// one that made them end, if any did.
 func shutDown(group *errgroup.Group, ready string, stopServing func(), failed <-chan error) error {
-	errs := []error{os.Remove(ready)}
-	if errors.Is(errs[0], fs.ErrNotExist) {
-		errs = nil
+	if err := os.Remove(ready); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	clients := make(chan error, 1)
 	go func() { clients <- group.Wait() }()
+	var first error
 	select {
-	case err := <-clients:
-		errs = append(errs, err)
+	case first = <-clients:
 	case <-time.After(controllersBound):
-		return errors.Join(append(errs, errors.New("the controllers did not end in time"))...)
+		first = errors.New("the controllers did not end in time")
 	}
 	stopServing()
 	select {
 	case err := <-failed:
-		errs = append(errs, err)
+		if first == nil {
+			first = err
+		}
 	case <-time.After(apiServerBound):
 	}
-	if err := errors.Join(errs...); err != nil && !errors.Is(err, context.Canceled) {
-		return err
+	if errors.Is(first, context.Canceled) {
+		return nil
 	}
-	return nil
+	return first
 }
 
 // prepare makes what every user of the cluster relies on: the virtual node's

@@ -106,9 +106,9 @@ func Start(t testing.TB, o Options) *Platform {
 	}
 	set = append(set, "control.engine="+o.Engine)
 	if o.Engine == "cri" {
-		n := os.Getpid()%60 + 4
+		network := testenv.Network(t)
 		set = append(set, "control.cri.binDir="+filepath.Dir(testenv.Tool(t, "containerd")), "control.cri.pauseImage="+testenv.Image(t, "pause"),
-			fmt.Sprintf("control.cri.bridge=cume%d", n), fmt.Sprintf("control.cri.subnet=10.99.%d.0/22", n*4%256), "control.cri.allowRuncDefault=true")
+			"control.cri.bridge="+network.Bridge, "control.cri.subnet="+network.Subnet.String(), "control.cri.allowRuncDefault=true")
 		testenv.Tool(t, "filebeat")
 	}
 	if o.Kubernetes {

@@ -74,7 +74,7 @@ func (c Child) Run(ctx context.Context) error {
 		began := time.Now()
 		err := c.once(ctx, log)
 		if ctx.Err() != nil {
-			break // how it ended when told to is of no interest
+			return nil //nolint:nilerr // how it ended when told to is of no interest
 		}
 		// Later, a missing program may be an upgrade that is under way.
 		if !ever && isUnrunnable(err) {

@@ -21,13 +21,20 @@ import (
 // whose process was killed: its containerd is gone, its sandbox is not.
 func TestContainerdRemovesEveryTrace(t *testing.T) {
 	RequireRoot(t)
-	for _, killed := range []bool{false, true} {
+	for _, c := range []struct {
+		runtime string
+		killed  bool
+	}{{"runc", false}, {"runc", true}, {"runsc", true}} {
+		killed := c.killed
 		var env *ContainerdEnv
 		var name, sandbox string
 		r := record(t, func(t testing.TB) {
 			env = Containerd(t)
+			if !env.Has(c.runtime) {
+				t.Skipf("no %s here", c.runtime)
+			}
 			name = strings.TrimPrefix(strings.TrimSuffix(env.CgroupParent, ".slice"), "/")
-			sandbox = runSandbox(t, env)
+			sandbox = runSandbox(t, env, c.runtime)
 			for what, found := range traces(t, env.Dir, name, sandbox) {
 				if !found {
 					t.Fatalf("the test is blind to %s", what)
@@ -40,21 +47,21 @@ func TestContainerdRemovesEveryTrace(t *testing.T) {
 			}
 			t.Fatal("on purpose")
 		})
-		if env == nil {
-			t.Skipf("no containerd: %s%s", r.skipped, r.failed)
+		if r.skipped != "" {
+			t.Skip(r.skipped)
 		}
 		if !strings.HasPrefix(r.failed, "on purpose") || !killed && r.failed != "on purpose" {
 			t.Errorf("failed with %q", r.failed)
 		}
 		for what, found := range traces(t, env.Dir, name, sandbox) {
 			if found {
-				t.Errorf("killed %v: left behind: %s", killed, what)
+				t.Errorf("%+v: left behind: %s", c, what)
 			}
 		}
 	}
 }
 
-func runSandbox(t testing.TB, env *ContainerdEnv) (id string) {
+func runSandbox(t testing.TB, env *ContainerdEnv, runtime string) (id string) {
 	conn, err := grpc.NewClient("unix://"+env.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +72,7 @@ func runSandbox(t testing.TB, env *ContainerdEnv) (id string) {
 		PortMappings: []*runtimev1.PortMapping{{Protocol: runtimev1.Protocol_TCP, ContainerPort: 80, HostPort: int32(FreePort(t)), HostIp: "127.0.0.1"}},
 		Linux:        &runtimev1.LinuxPodSandboxConfig{CgroupParent: env.CgroupParent + "/left"},
 	}
-	r, err := runtimev1.NewRuntimeServiceClient(conn).RunPodSandbox(t.Context(), &runtimev1.RunPodSandboxRequest{Config: config})
+	r, err := runtimev1.NewRuntimeServiceClient(conn).RunPodSandbox(t.Context(), &runtimev1.RunPodSandboxRequest{Config: config, RuntimeHandler: runtime})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,10 @@ import (
 	"cumulet.io/logs/crilog"
 )
 
-var _ logs.Store = (*Store)(nil)
+var (
+	_ logs.Store         = (*Store)(nil)
+	_ logs.AttemptReader = (*Store)(nil)
+)
 
 // document is what logs/collect ships for one CRI record.
 type document struct {
@@ -56,18 +59,52 @@ func (s *Store) Search(ctx context.Context, q logs.Query) (logs.Page, error) {
 	if err != nil {
 		return logs.Page{}, err
 	}
-	page := logs.Page{Records: make([]logs.Record, 0, len(hits))}
-	for _, h := range hits {
-		r, err := record(h.Source)
-		if err != nil {
-			return logs.Page{}, fmt.Errorf("%s: document %s of %s: %w", op, h.ID, h.Index, err)
-		}
-		page.Records = append(page.Records, r)
+	page := logs.Page{}
+	if page.Records, err = records(op, hits); err != nil {
+		return logs.Page{}, err
 	}
 	if more {
 		page.Next = q.CursorAt(page.Records[len(page.Records)-1].Position())
 	}
 	return page, nil
+}
+
+// ReadAttempt implements logs.AttemptReader.
+func (s *Store) ReadAttempt(ctx context.Context, q logs.AttemptQuery) (recs []logs.Record, more bool, err error) {
+	const op = "read log"
+	q, as, err := q.WithDefaults()
+	if err != nil {
+		return nil, false, err
+	}
+	dir := logs.OldestFirst
+	if q.Backwards {
+		dir = logs.NewestFirst
+	}
+	body := object{"query": object{"bool": object{"filter": filters(&as)}}, "track_total_hits": false,
+		"sort": []any{object{"log.offset": object{"order": string(dir), "unmapped_type": "long"}}}}
+	if q.After >= 0 {
+		body["search_after"] = []any{q.After}
+	} else if err := s.refresh(ctx, op, LogIndices); err != nil {
+		return nil, false, err
+	}
+	hits, more, err := s.page(ctx, op, body, q.Limit)
+	if err != nil {
+		return nil, false, err
+	}
+	recs, err = records(op, hits)
+	return recs, more, err
+}
+
+func records(op string, hits []hit) ([]logs.Record, error) {
+	recs := make([]logs.Record, 0, len(hits))
+	for _, h := range hits {
+		r, err := record(h.Source)
+		if err != nil {
+			return nil, fmt.Errorf("%s: document %s of %s: %w", op, h.ID, h.Index, err)
+		}
+		recs = append(recs, r)
+	}
+	return recs, nil
 }
 
 // page gets up to want documents, fewer when so many would be too large an answer, and tells whether more follow.

@@ -26,6 +26,7 @@ func Run(t *testing.T, open func(t *testing.T) (logs.Store, Seed)) {
 	}{
 		{"Empty", empty}, {"Whole", whole}, {"Order", order}, {"Filters", filters}, {"Tenancy", tenancy}, {"Contains", contains},
 		{"Invalid", invalid}, {"Cursor", cursor}, {"Growing", growing}, {"Twice", twice}, {"Large", large}, {"Days", days},
+		{"Attempt", attempt},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s, seed := open(t)
@@ -343,4 +344,47 @@ func days(t *testing.T, s logs.Store, seed Seed) {
 		}
 	}
 	equal(t, All(t, s, logs.Query{Org: "acme", Limit: 3, From: from, To: to}), want)
+}
+
+// attempt holds that one attempt is read in the order of its file, whatever the times, in both directions.
+func attempt(t *testing.T, s logs.Store, seed Seed) {
+	ar, ok := s.(logs.AttemptReader)
+	if !ok {
+		t.Skip("the store has no AttemptReader")
+	}
+	var want []logs.Record
+	for i := range 50 {
+		r := Record("acme", "i-a", "main", 2, i)
+		r.Time = base.Add(time.Duration((i*7)%50) * time.Second) // over midnight and back
+		want = append(want, r)
+	}
+	seed(t, append(many("acme", 20), want...)...)
+	for _, backwards := range []bool{false, true} {
+		for _, limit := range []int{1, 7, 50, 0} {
+			var got []logs.Record
+			q := logs.AttemptQuery{Org: "acme", Instance: "i-a", Container: "main", Attempt: 2, After: -1, Backwards: backwards, Limit: limit}
+			for more := true; more; {
+				var recs []logs.Record
+				var err error
+				if recs, more, err = ar.ReadAttempt(t.Context(), q); err != nil || more && len(recs) == 0 {
+					t.Fatal(more, err)
+				}
+				if len(recs) > 0 {
+					q.After = recs[len(recs)-1].Offset
+				}
+				got = append(got, recs...)
+			}
+			if backwards {
+				slices.Reverse(got)
+			}
+			equal(t, got, want)
+		}
+	}
+	if _, _, err := ar.ReadAttempt(t.Context(), logs.AttemptQuery{Org: "acme", Instance: "i-a"}); !errors.Is(err, problem.ErrInvalid) {
+		t.Errorf("no container: %v", err)
+	}
+	recs, _, err := ar.ReadAttempt(t.Context(), logs.AttemptQuery{Org: "umbrella", Instance: "i-a", Container: "main", Attempt: 2, After: -1})
+	if err != nil || len(recs) != 0 {
+		t.Errorf("another org sees %d records, %v", len(recs), err)
+	}
 }

@@ -3,6 +3,7 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -17,7 +18,10 @@ type Store struct {
 	recs []logs.Record
 }
 
-var _ logs.Store = (*Store)(nil)
+var (
+	_ logs.Store         = (*Store)(nil)
+	_ logs.AttemptReader = (*Store)(nil)
+)
 
 // Add adds records; one that has the place of a record that is there already changes nothing.
 func (s *Store) Add(recs ...logs.Record) {
@@ -59,6 +63,31 @@ func (s *Store) Search(ctx context.Context, q logs.Query) (logs.Page, error) {
 		page.Next = q.CursorAt(page.Records[q.Limit-1].Position())
 	}
 	return page, ctx.Err()
+}
+
+// ReadAttempt implements logs.AttemptReader.
+func (s *Store) ReadAttempt(ctx context.Context, q logs.AttemptQuery) (recs []logs.Record, more bool, err error) {
+	q, as, err := q.WithDefaults()
+	if err != nil {
+		return nil, false, err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, r := range s.recs {
+		if matches(&as, &r) && (q.After < 0 || !q.Backwards && r.Offset > q.After || q.Backwards && r.Offset < q.After) {
+			recs = append(recs, r)
+		}
+	}
+	slices.SortFunc(recs, func(a, b logs.Record) int {
+		if q.Backwards {
+			a, b = b, a
+		}
+		return cmp.Compare(a.Offset, b.Offset)
+	})
+	if len(recs) > q.Limit {
+		recs, more = recs[:q.Limit], true
+	}
+	return recs, more, ctx.Err()
 }
 
 func matches(q *logs.Query, r *logs.Record) bool {

@@ -392,7 +392,7 @@ func conformance(t *testing.T, dsn func(testing.TB) string) {
 		if err := s.Bootstrap(ctx, b); err == nil || !strings.Contains(err.Error(), "0644") {
 			t.Errorf("a password file for all to read: err = %v", err)
 		}
-		b.Services = []ServiceAccount{{Credential: Credential{Name: "ann", Password: "some password"}, Platform: []string{"operator"}}}
+		b.Services = []ServiceAccount{{Credential: Credential{Name: "ann", Password: "some long password"}, Platform: []string{"operator"}}}
 		is("a person becomes no service", s.Bootstrap(ctx, b), problem.ErrConflict)
 	})
 
@@ -435,10 +435,10 @@ func TestThrottle(t *testing.T) {
 				t.Fatalf("%s: guess %d: %s", name, i, got)
 			}
 		}
-		for _, want := range []time.Duration{1, 2, 4, 8} {
+		for _, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second} {
 			got, wait := try(name, "pass-of-ann", "evil") // a right guess does not get in either
-			if got != "wait" || wait != want*time.Second {
-				t.Errorf("%s: %s %s, want to wait %d s", name, got, wait, want)
+			if got != "wait" || wait != want {
+				t.Errorf("%s: %s %s, want to wait %s", name, got, wait, want)
 			}
 			clk.advance(wait)
 			if got, _ := try(name, "guess", "evil"); got != "wrong" {
@@ -462,6 +462,35 @@ func TestThrottle(t *testing.T) {
 	clk.advance(failureMemory + time.Second)
 	if got, _ := try("ann", "pass-of-ann", "evil"); got != "in" {
 		t.Errorf("after a quiet while: %s", got)
+	}
+}
+
+// A tenant that shares its address with a platform component cannot lock that component out.
+func TestServiceIsNotLockedOut(t *testing.T) {
+	s := openStore(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "d.db")), nil)
+	ctx := t.Context()
+	account := registry.Account{Name: "kubelet", Kind: registry.Service, Platform: []string{"node"}}
+	if err := s.CreateAccount(ctx, account, "short-password"); !errors.Is(err, problem.ErrInvalid) {
+		t.Errorf("a service with a short password: %v", err)
+	}
+	if err := s.CreateAccount(ctx, account, "a-password-that-nobody-types"); err != nil {
+		t.Fatal(err)
+	}
+	for range nameFailures + freeFailures {
+		if _, err := s.Authenticate(ctx, "kubelet", "guess", "10.0.0.1"); !errors.Is(err, problem.ErrUnauthenticated) {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if _, err := s.Authenticate(ctx, "kubelet", "a-password-that-nobody-types", "10.0.0.1"); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := s.SetPassword(ctx, "kubelet", "another-password-of-some-length"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Authenticate(ctx, "kubelet", "a-password-that-nobody-types", "10.0.0.1"); !errors.Is(err, problem.ErrUnauthenticated) {
+		t.Errorf("the old password, though it was just right: %v", err)
 	}
 }
 

@@ -88,7 +88,7 @@ func TestAPI(t *testing.T) {
 		}
 	}
 	reader, admin := h.bearer("rita", "org:acme:read"), h.bearer("adam", "org:acme:admin")
-	stranger, operator := h.bearer("boris", "org:beta:admin", "org:acme:read"), h.bearer("auditor", "platform:*:operator")
+	stranger, operator := h.bearer("boris", "org:beta:admin", "org:acme:read"), h.bearer("platform-auditor", "platform:*:operator")
 	jsonBody := "application/json"
 	public := `{"visibility":"public"}`
 	for _, tc := range []struct {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -107,6 +108,34 @@ func TestUploadSurvivesRestart(t *testing.T) {
 	resp, _ = first.request(http.MethodGet, "/v2/acme/web/blobs/"+digest, "", append(bearer(first), "Range", "bytes=10-19")...)
 	if resp.StatusCode != http.StatusPartialContent {
 		t.Errorf("range: %d", resp.StatusCode)
+	}
+}
+
+func TestTagPages(t *testing.T) {
+	h := startHub(t)
+	img := randomImage(t)
+	for _, tag := range []string{"a", "b", "c", "d"} {
+		push(t, h, "wendy", "acme/web:"+tag, img)
+	}
+	// What a crash leaves of a tag that was never acknowledged.
+	tags := filepath.Join(h.dir, "blobs/docker/registry/v2/repositories/acme/web/_manifests/tags")
+	for _, tag := range []string{"aa", "bb", "dd"} {
+		if err := os.MkdirAll(filepath.Join(tags, tag, "index"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rita := h.bearer("rita", "repository:acme/web:pull")
+	for query, want := range map[string]string{
+		"": `["a","b","c","d"]`, "?n=2": `["a","b"]>`, "?n=2&last=b": `["c","d"]>`, "?n=2&last=d": `[]`, "?n=3": `["a","b","c"]>`,
+		"?n=9": `["a","b","c","d"]`, "?n=0": `[]`, "?last=aa": `["b","c","d"]`,
+	} {
+		resp, body := h.request(http.MethodGet, "/v2/acme/web/tags/list"+query, "", "Authorization", rita)
+		if resp.Header.Get("Link") != "" {
+			body = strings.TrimSpace(body) + ">"
+		}
+		if got := strings.TrimSpace(strings.ReplaceAll(strings.TrimPrefix(body, `{"name":"acme/web","tags":`), "}", "")); got != want {
+			t.Errorf("%s: %s, want %s", query, got, want)
+		}
 	}
 }
 

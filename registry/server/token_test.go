@@ -86,7 +86,7 @@ func TestScopes(t *testing.T) {
 		{"platform for a member", "root", "cis", []string{"platform:*:node,operator,meter"}, "cis", "acme", ""},
 		{"platform for the node agent", "node-agent", "cis", []string{"platform:*:node,operator,meter"}, "cis", "", "platform:*:node"},
 		{"platform name", "node-agent", "cis", []string{"platform:acme:node"}, "cis", "", ""},
-		{"operator", "auditor", "billing", []string{"platform:*:operator"}, "billing", "", "platform:*:operator"},
+		{"operator", "platform-auditor", "billing", []string{"platform:*:operator"}, "billing", "", "platform:*:operator"},
 		{"a service is no member", "node-agent", "cis", []string{"org:acme:read"}, "cis", "", ""},
 		{"service by its own name", "rita", "registry", []string{"repository:acme/web:pull"}, "registry", "acme", "repository:acme/web:pull"},
 		{"service by another host", "rita", "hub.example", []string{"repository:acme/web:pull"}, "registry", "acme", "repository:acme/web:pull"},
@@ -217,6 +217,15 @@ func TestOfflineToken(t *testing.T) {
 			t.Errorf("for another service: %d", got.status)
 		}
 	}
+	// The command line's login serves every service.
+	cli := h.postToken(url.Values{"grant_type": {"password"}, "username": {"wendy"}, "password": {"pass-of-wendy"},
+		"service": {"cis"}, "access_type": {"offline"}, "client_id": {"cis"}})
+	for service, audience := range map[string]string{"cis": "cis", "logs": "logs", "billing": "billing", h.host: "registry"} {
+		got := h.postToken(url.Values{"grant_type": {"refresh_token"}, "refresh_token": {cli.RefreshToken}, "service": {service}, "scope": {"org:acme:read,write"}})
+		if got.status != http.StatusOK || !h.claims(got.Token, audience).AllowsOrg("acme", "write") {
+			t.Errorf("the login of cis at %s: %d %s", service, got.status, got.body)
+		}
+	}
 	// Rights are decided anew each time.
 	if err := h.Directory().SetMember(t.Context(), "acme", "wendy", registry.RoleReader); err != nil {
 		t.Fatal(err)
@@ -258,7 +267,7 @@ func TestPullCredential(t *testing.T) {
 		status       int
 	}{
 		"a member":       {h.bearer("root", "org:acme:admin", "platform:*:node"), body, 403},
-		"the operator":   {h.bearer("auditor", "platform:*:operator"), body, 403},
+		"the operator":   {h.bearer("platform-auditor", "platform:*:operator"), body, 403},
 		"nobody":         {"", body, 401},
 		"unknown field":  {node, `{"org":"acme","repos":[]}`, 400},
 		"two objects":    {node, body + body, 400},

@@ -6,6 +6,7 @@ package billtest
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"cumulet.io/billing/ledger"
 	"cumulet.io/billing/price"
 	"cumulet.io/internal/sqldb"
+	"cumulet.io/internal/testenv"
 )
 
 // Clock is moved by hand. Its wall clock may step, its monotonic clock does not.
@@ -63,16 +65,7 @@ func (c *Clock) Reboot(down time.Duration) {
 // SQLite opens a database in a directory of the test.
 func SQLite(t testing.TB) *sqldb.DB {
 	t.Helper()
-	db, err := sqldb.Open(context.Background(), "sqlite:"+filepath.Join(t.TempDir(), "billing.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return db
+	return open(t, "sqlite:"+filepath.Join(t.TempDir(), "billing.db"))
 }
 
 // Book parses a price book.
@@ -133,3 +126,37 @@ versions:
         startup: {vCPUSecond: "0.000001", gibSecond: "0"}
         running: {vCPUSecond: "0.000009", gibSecond: "0.000000333"}
 `
+
+// EachDialect runs f on SQLite, and on PostgreSQL where its server is installed; newDB makes an empty database.
+func EachDialect(t *testing.T, f func(t *testing.T, newDB func(t testing.TB) *sqldb.DB)) {
+	t.Run("sqlite", func(t *testing.T) {
+		f(t, func(t testing.TB) *sqldb.DB { return SQLite(t) })
+	})
+	t.Run("postgres", func(t *testing.T) {
+		dsn := testenv.Postgres(t)
+		n := 0
+		f(t, func(t testing.TB) *sqldb.DB {
+			n++
+			schema := fmt.Sprintf("billing_%d", n)
+			admin := open(t, dsn)
+			if _, err := admin.Exec("CREATE SCHEMA " + schema); err != nil {
+				t.Fatal(err)
+			}
+			return open(t, dsn+"&search_path="+schema)
+		})
+	})
+}
+
+func open(t testing.TB, dsn string) *sqldb.DB {
+	t.Helper()
+	db, err := sqldb.Open(context.Background(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
+}

@@ -128,6 +128,8 @@ func (a *actor) start(c *container, img imageInfo) {
 					a.exited(c, a.terminated(c, early))
 				}
 			case a.ctx.Err() != nil:
+			case stage == stageLost:
+				a.lost = true
 			case stage == stageCreated:
 				// It was made and could not be started: that is an attempt which failed.
 				a.begin(c, s, attempt)
@@ -165,6 +167,7 @@ type stage int
 const (
 	stageNone stage = iota
 	stageMount
+	stageLost // the sandbox is not up any more
 	stageCreated
 	stageStarted
 )
@@ -182,12 +185,24 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 	}
 	r, err := a.e.rt.CreateContainer(ctx, &rt.CreateContainerRequest{PodSandboxId: sandbox, Config: cfg.config, SandboxConfig: sandboxCfg})
 	if err != nil {
+		if a.e.down(ctx, sandbox) {
+			return "", stageLost, err
+		}
 		return "", stageNone, err
 	}
 	if _, err := a.e.rt.StartContainer(ctx, &rt.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
+		if a.e.down(ctx, sandbox) {
+			return "", stageLost, err
+		}
 		return r.ContainerId, stageCreated, err
 	}
 	return r.ContainerId, stageStarted, nil
+}
+
+// down tells whether a sandbox is known not to be up.
+func (e *Engine) down(ctx context.Context, sandbox string) bool {
+	r, err := e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: sandbox})
+	return isNotFound(err) || err == nil && r.Status.State != rt.PodSandboxState_SANDBOX_READY
 }
 
 // runs notes that a container runs and starts its hook and probes. adopted tells that it ran before this process.
@@ -240,8 +255,11 @@ func (a *actor) terminated(c *container, s *rt.ContainerStatus) corev1.Container
 			t.Reason = "Error"
 		}
 	}
-	if t.ExitCode == 137 && !c.killing && a.rec.Stop == nil && a.e.cgroup.outOfMemory(a.id) {
+	if (t.ExitCode == 137 || t.ExitCode == 128) && !c.killing && a.rec.Stop == nil && a.e.cgroup.outOfMemory(a.id) {
 		t.Reason = "OOMKilled"
+	}
+	if t.Reason == "OOMKilled" && t.ExitCode == 128 {
+		t.ExitCode = 137 // what gVisor's shim says of a sandbox that was killed as a whole
 	}
 	if m := a.terminationMessage(c, int(s.Metadata.GetAttempt()), t.ExitCode); m != "" {
 		t.Message = m

@@ -168,7 +168,7 @@ func TestSandboxLost(t *testing.T) {
 		t.Fatal(list, err)
 	}
 	if err := b.removeSandbox(t.Context(), list[0].Id); err != nil {
-		t.Fatal(err)
+		t.Log(err) // the engine removes it as well, at the same time
 	}
 	st := b.sink.wait(t, in.ID, "second incarnation", func(st cis.Status) bool {
 		return st.Incarnation == 2 && len(st.Containers) > 0 && st.Containers[0].State.Running != nil

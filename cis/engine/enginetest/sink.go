@@ -189,6 +189,13 @@ func (s *Sink) Events(id string) []cis.Event {
 	return nil
 }
 
+// Forget drops what is known of an instance; what comes of it later is kept again.
+func (s *Sink) Forget(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.known, id)
+}
+
 // IDs are the instances that the sink heard of, sorted.
 func (s *Sink) IDs() []string {
 	s.mu.Lock()

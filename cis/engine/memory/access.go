@@ -25,7 +25,7 @@ func (i *instance) container(name string) (*container, error) {
 			return c, nil
 		}
 	}
-	return nil, problem.New(problem.ErrNotFound, "instance %s has no container %q", i.in.ID, name)
+	return nil, problem.New(problem.ErrNotFound, "instance %s has no container %q", i.id, name)
 }
 
 // Exec implements engine.Execer. An empty command attaches: it follows the container's output to its end.
@@ -260,9 +260,6 @@ func (e *Engine) PortForward(_ context.Context, id string, port uint16) (io.Read
 // Stats implements engine.StatsReader. CPU and memory are made up: a thousandth of a CPU and 1 MiB for each container.
 func (e *Engine) Stats(_ context.Context, ids []string) ([]cis.Stats, error) {
 	var list []*instance
-	if len(ids) == 0 {
-		list = e.world.list()
-	}
 	for _, id := range ids {
 		if i, err := e.world.find(id); err == nil {
 			list = append(list, i)
@@ -273,7 +270,7 @@ func (e *Engine) Stats(_ context.Context, ids []string) ([]cis.Stats, error) {
 	for _, i := range list {
 		i.mu.Lock()
 		if i.ip != "" && !i.phase.Final() {
-			s := cis.Stats{Instance: i.in.ID, Time: now, StartTime: i.startedAt, Containers: []cis.ContainerStats{}}
+			s := cis.Stats{Instance: i.id, Time: now, StartTime: i.startedAt, Containers: []cis.ContainerStats{}}
 			for _, c := range i.all() {
 				if c.running() {
 					s.Containers = append(s.Containers, cis.ContainerStats{

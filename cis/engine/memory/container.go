@@ -157,7 +157,7 @@ func (c *container) remove(p string) error {
 
 // start begins an attempt; the process runs at the instance's next step, so that its start can be seen.
 func (c *container) start(now time.Time) {
-	c.id = "memory://" + c.inst.in.ID + "/" + c.spec.Name + "/" + itoa(c.restarts)
+	c.id = "memory://" + c.inst.id + "/" + c.spec.Name + "/" + itoa(c.restarts)
 	c.waiting, c.ended, c.begun, c.listens = nil, nil, false, nil
 	c.postStart, c.preStop, c.stopStep, c.killAt = nil, nil, 0, time.Time{}
 	c.started, c.files = now, map[string]string{}

@@ -17,6 +17,7 @@ const maxEvents = 100 // waiting for the sink, of one instance
 // instance is one instance and all that it holds.
 type instance struct {
 	world *world
+	id    string
 
 	// Guarded by world.mu.
 	queued, busy bool
@@ -58,7 +59,7 @@ type volume struct {
 }
 
 func newInstance(w *world, in *cis.Instance) *instance {
-	i := &instance{world: w, in: in, phase: cis.Pending, incarnation: in.Status.Incarnation, startedAt: in.Status.StartedAt}
+	i := &instance{world: w, id: in.ID, in: in, phase: cis.Pending, incarnation: in.Status.Incarnation, startedAt: in.Status.StartedAt}
 	always := func(c *cis.Container) bool { return c.RestartPolicy != nil }
 	for n := range in.Spec.InitContainers {
 		c := &in.Spec.InitContainers[n]
@@ -86,7 +87,7 @@ func (i *instance) wake() { i.world.enqueue(i) }
 
 func (i *instance) event(t cis.EventType, reason, container, message string) {
 	if len(i.events) < maxEvents {
-		i.events = append(i.events, cis.Event{Instance: i.in.ID, Type: t, Reason: reason, Container: container, Message: message})
+		i.events = append(i.events, cis.Event{Instance: i.id, Type: t, Reason: reason, Container: container, Message: message})
 	}
 }
 
@@ -206,11 +207,8 @@ func (i *instance) heed(now time.Time) {
 		set(&grace, desired.GraceSeconds)
 		deadline := now.Add(time.Duration(grace) * time.Second)
 		switch {
-		case !i.stopping || !i.stopAsked:
-			i.stopping, i.stopAsked, i.stopDeadline = true, true, deadline
-			if i.stopReason == "" {
-				i.stopReason = "Deleted"
-			}
+		case !i.stopping:
+			i.stopping, i.stopAsked, i.stopReason, i.stopDeadline = true, true, "Deleted", deadline
 		case deadline.Before(i.stopDeadline):
 			i.stopDeadline = deadline
 		}

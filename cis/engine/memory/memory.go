@@ -6,9 +6,9 @@
 // kilobytes and no goroutine. All times come from package time, so testing/synctest drives it.
 //
 // A container without a command runs until TERM and then succeeds. Otherwise its command is one of cat, echo, env,
-// exit, fail, false, hostname, id, nc, pause, pwd, rm, sleep, stty, tail, test, touch, true, as "exit 3" or "sleep 10", or a
+// exit, fail, false, hostname, httpd, id, nc, pause, pwd, rm, sleep, stty, tail, test, touch, true, as "exit 3" or "sleep 10", or a
 // script by sh -c, of these commands and trap and wait, with quotes, variables, output redirects, ; && || and & for
-// sleep. Every image exists, unless Options.Pull says no.
+// sleep. Every image exists, unless Config.Pull says no.
 package memory
 
 import (
@@ -27,8 +27,10 @@ import (
 	"cumulet.io/internal/problem"
 )
 
-// Options configure an engine; the zero value is fine.
-type Options struct {
+// Config configures an engine; all but Sink may be left out.
+type Config struct {
+	// Sink takes the reports.
+	Sink engine.Sink
 	// Node and Region are reported as the place.
 	Node, Region string
 	// Classes are the sandbox classes that the engine claims; default all, of which kata is the strongest.
@@ -47,7 +49,7 @@ type Options struct {
 	KeepEnded int
 }
 
-func (o *Options) choose(asked cis.SandboxClass) (cis.SandboxClass, error) {
+func (o *Config) choose(asked cis.SandboxClass) (cis.SandboxClass, error) {
 	if asked == "" {
 		return o.Classes[0], nil
 	}
@@ -63,8 +65,11 @@ type Engine struct {
 	sink  engine.Sink
 }
 
-// New makes an engine that reports to sink.
-func New(sink engine.Sink, options Options) *Engine {
+// New makes an engine; it fails without a sink.
+func New(options Config) (*Engine, error) {
+	if options.Sink == nil {
+		return nil, errors.New("in-memory engine: no sink to report to")
+	}
 	if len(options.Classes) == 0 {
 		options.Classes = []cis.SandboxClass{cis.Kata, cis.GVisor, cis.Runc}
 	}
@@ -80,7 +85,7 @@ func New(sink engine.Sink, options Options) *Engine {
 	if options.Capacity == (engine.Capacity{}) {
 		options.Capacity = engine.Capacity{MilliCPU: 10_000_000, MemoryBytes: 40 << 40, EphemeralDisk: 100 << 40, Instances: 10_000}
 	}
-	return &Engine{sink: sink, world: newWorld(options)}
+	return &Engine{sink: options.Sink, world: newWorld(options)}, nil
 }
 
 // Restart makes an engine that finds what this one left: the instances go on, as containers do when their engine is
@@ -127,7 +132,7 @@ func (e *Engine) work(ctx context.Context, i *instance) {
 		}
 	}
 	if err == nil && changed {
-		err = unlessUnknown(e.sink.Report(ctx, i.in.ID, st))
+		err = unlessUnknown(e.sink.Report(ctx, i.id, st))
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -158,7 +163,7 @@ func (e *Engine) Sync(ctx context.Context, all []*cis.Instance) error {
 		known[in.ID] = true
 	}
 	for _, i := range e.world.list() {
-		if !known[i.in.ID] {
+		if !known[i.id] {
 			e.world.remove(i)
 		}
 	}
@@ -208,7 +213,7 @@ func (e *Engine) Capacity(context.Context) (engine.Capacity, error) {
 
 // world is the machine: instances, and those that need a step.
 type world struct {
-	options Options
+	options Config
 
 	mu        sync.Mutex
 	work      sync.Cond
@@ -222,7 +227,7 @@ type world struct {
 
 const maxEndedIDs = 20_000
 
-func newWorld(o Options) *world {
+func newWorld(o Config) *world {
 	w := &world{options: o, instances: map[string]*instance{}, ended: map[string]bool{}}
 	w.work.L = &w.mu
 	return w
@@ -308,14 +313,14 @@ func (w *world) list() []*instance {
 func (w *world) retire(i *instance) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.ended[i.in.ID] || w.instances[i.in.ID] != i {
+	if w.ended[i.id] || w.instances[i.id] != i {
 		return
 	}
-	w.ended[i.in.ID] = true
-	w.endedIDs = append(w.endedIDs, i.in.ID)
+	w.ended[i.id] = true
+	w.endedIDs = append(w.endedIDs, i.id)
 	w.retired = append(w.retired, i)
 	for len(w.retired) > w.options.KeepEnded {
-		delete(w.instances, w.retired[0].in.ID)
+		delete(w.instances, w.retired[0].id)
 		w.retired[0] = nil
 		w.retired = w.retired[1:]
 	}
@@ -332,7 +337,7 @@ func (w *world) remove(i *instance) {
 	i.mu.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	delete(w.instances, i.in.ID)
+	delete(w.instances, i.id)
 }
 
 // address gives the next of 198.18.0.0/15's addresses, which are kept for benchmarks.

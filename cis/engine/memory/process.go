@@ -69,7 +69,7 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + 
 
 // commands are the programs that every image of this engine has.
 func commands() []string {
-	return []string{"cat", "echo", "env", "exit", "fail", "false", "hostname", "id", "nc", "pause", "pwd", "rm", "sleep", "stty", "tail", "test", "touch", "true"}
+	return []string{"cat", "echo", "env", "exit", "fail", "false", "hostname", "httpd", "id", "nc", "pause", "pwd", "rm", "sleep", "stty", "tail", "test", "touch", "true"}
 }
 
 // run works until the process ends or waits.
@@ -186,6 +186,10 @@ func (p *process) command(st *statement) {
 
 // builtin carries out one command.
 func (p *process) builtin(argv []string, background bool, stdout, stderr func(string)) int {
+	if argv[0] == "exec" && len(argv) > 1 {
+		argv = argv[1:]
+		p.shell = false
+	}
 	args := argv[1:]
 	arg := func(n int) string {
 		if n < len(args) {
@@ -239,9 +243,11 @@ func (p *process) builtin(argv []string, background bool, stdout, stderr func(st
 		}
 	case "pause":
 		p.block(-1)
-	case "nc":
-		if port, err := strconv.ParseUint(arg(2), 10, 16); err == nil {
-			p.c.listens = append(p.c.listens, uint16(port))
+	case "nc", "httpd": // nc -l -p PORT, httpd -f -p PORT
+		if n := slices.Index(args, "-p"); n >= 0 {
+			if port, err := strconv.ParseUint(arg(n+1), 10, 16); err == nil {
+				p.c.listens = append(p.c.listens, uint16(port))
+			}
 		}
 		p.block(-1)
 	case "tail":

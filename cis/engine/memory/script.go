@@ -68,20 +68,20 @@ func parse(script string) ([]statement, error) {
 // tokenize splits a script into words, as written, and operators.
 func tokenize(s string) ([]string, error) {
 	var tokens []string
-	word := ""
+	var word []byte
 	flush := func() {
-		if word != "" {
-			tokens = append(tokens, word)
+		if len(word) > 0 {
+			tokens = append(tokens, string(word))
 		}
-		word = ""
+		word = word[:0]
 	}
 	for i := 0; i < len(s); i++ {
 		switch c := s[i]; c {
 		case ' ', '\t', '\r':
 			flush()
 		case '\n', ';', '|', '&', '(', ')':
-			if c == '&' && (tokensEndIn(tokens, ">") && word == "") {
-				word += "&"
+			if c == '&' && len(word) == 0 && tokensEndIn(tokens, ">") {
+				word = append(word, '&')
 				continue
 			}
 			flush()
@@ -92,8 +92,8 @@ func tokenize(s string) ([]string, error) {
 			tokens = append(tokens, op)
 		case '>':
 			fd := ""
-			if word == "1" || word == "2" {
-				fd, word = word, ""
+			if len(word) == 1 && (word[0] == '1' || word[0] == '2') {
+				fd, word = string(word), word[:0]
 			}
 			flush()
 			op := fd + ">"
@@ -112,13 +112,13 @@ func tokenize(s string) ([]string, error) {
 			if end >= len(s) {
 				return nil, fmt.Errorf("syntax error: unterminated quoted string")
 			}
-			word += s[i : end+1]
+			word = append(word, s[i:end+1]...)
 			i = end
 		case '\\':
-			word += s[i:min(i+2, len(s))]
+			word = append(word, s[i:min(i+2, len(s))]...)
 			i++
 		default:
-			word += string(c)
+			word = append(word, c)
 		}
 	}
 	flush()
