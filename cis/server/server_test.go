@@ -27,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var oneShot = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
 func newMemory(s engine.Sink) (engine.Engine, error) {
-	return memory.New(s, memory.Options{Node: "test-1", Region: "test"}), nil
+	return memory.New(memory.Config{Sink: s, Node: "test-1", Region: "test"})
 }
 
 const secret = "correct-horse-battery-staple"
