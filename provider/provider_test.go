@@ -175,8 +175,10 @@ func (r *rig) up() {
 	}
 	r.p = p
 	if _, err := core.ConfigMaps().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { p.ObjectChanged("configmap", o.(*corev1.ConfigMap).Namespace, o.(*corev1.ConfigMap).Name) },
-		UpdateFunc: func(_, o any) { p.ObjectChanged("configmap", o.(*corev1.ConfigMap).Namespace, o.(*corev1.ConfigMap).Name) },
+		AddFunc: func(o any) { p.ObjectChanged("configmap", o.(*corev1.ConfigMap).Namespace, o.(*corev1.ConfigMap).Name) },
+		UpdateFunc: func(_, o any) {
+			p.ObjectChanged("configmap", o.(*corev1.ConfigMap).Namespace, o.(*corev1.ConfigMap).Name)
+		},
 	}); err != nil {
 		r.t.Fatal(err)
 	}
