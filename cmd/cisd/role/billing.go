@@ -2,7 +2,6 @@ package role
 
 import (
 	"context"
-	_ "embed" // the example price book
 	"fmt"
 	"time"
 
@@ -15,9 +14,6 @@ import (
 	"cumulet.io/internal/httpserve"
 	"cumulet.io/registry/hubtoken"
 )
-
-//go:embed pricebook.yaml
-var examplePrices []byte
 
 // billing is the ledger with its API. It reads meter events from the log store alone.
 func (p *process) billing(ctx context.Context) ([]part, error) {
@@ -66,7 +62,7 @@ func (p *process) billing(ctx context.Context) ([]part, error) {
 
 func priceBook(file string) (*price.Book, error) {
 	if file == "" {
-		return price.Parse(examplePrices)
+		return price.Example()
 	}
 	book, err := price.Load(file)
 	if err != nil {
