@@ -285,7 +285,7 @@ func (p *Platform) Push(repository string) string {
 	p.t.Helper()
 	ref := p.Registry + "/" + repository
 	tar, auth := filepath.Join(p.Dir, "image.tar"), filepath.Join(p.Dir, "auth.json")
-	p.must("", filepath.Join(p.Bin, "image"), "-o", tar, "-tag", "image:1", "-entrypoint", "/app", filepath.Join(p.Bin, "app")+":/app")
+	p.must("", filepath.Join(p.Bin, "image"), "-o", tar, "-tag", "cumulet.io/demo:1", "-entrypoint", "/app", filepath.Join(p.Bin, "app")+":/app")
 	skopeo := testenv.Tool(p.t, "skopeo")
 	p.must(p.Password(), skopeo, "login", "--tls-verify=false", "--authfile", auth, "-u", "admin", "--password-stdin", p.Registry)
 	p.must("", skopeo, "copy", "--quiet", "--dest-tls-verify=false", "--authfile", auth, "docker-archive:"+tar, "docker://"+ref)
