@@ -25,7 +25,7 @@ func (p *Provider) create(ctx context.Context, v *view) (time.Duration, error) {
 			return again, err
 		}
 		w.request = &cis.CreateRequest{Key: key(v.pod), Spec: built.Spec}
-		w.remember(built)
+		w.remember(v.pod, built)
 		if !w.noticed {
 			for _, n := range built.Notices {
 				p.event(v.pod, n.Container, corev1.EventTypeWarning, n.Reason, n.Message)

@@ -162,7 +162,7 @@ func New(cfg Config) (*Provider, error) {
 		cfg.Reconcile = defaultReconcile
 	}
 	p := &Provider{
-		cfg: cfg, log: cfg.Logger.With("node", cfg.Node), started: time.Now(),
+		cfg: cfg, log: cfg.Logger, started: time.Now(),
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[types.UID](firstRetry, maxRetry),
 			workqueue.TypedRateLimitingQueueConfig[types.UID]{}),

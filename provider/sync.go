@@ -32,9 +32,10 @@ type work struct {
 	refreshAt time.Time
 	// stale says that an object that the pod refers to has changed.
 	stale atomic.Bool
-	// generation is the pod's when its volumes were last looked at and its changes told.
-	resourceVersion string
-	changes         string
+	// labels and annotations are the pod's when its volumes were last looked at.
+	labels, annotations map[string]string
+	// changes are those that had no effect and were told last.
+	changes string
 	// told is the last trouble that went into the pod's events.
 	told string
 }

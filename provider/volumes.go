@@ -26,14 +26,14 @@ const (
 )
 
 // remember keeps the digests of what an instance is created with.
-func (w *work) remember(built *podspec.Result) {
+func (w *work) remember(pod *corev1.Pod, built *podspec.Result) {
 	w.volumes = map[string][32]byte{}
 	for _, v := range built.Spec.Volumes {
 		if v.Files != nil {
 			w.volumes[v.Name] = digest(v.Files)
 		}
 	}
-	w.refreshAt = built.RefreshAt
+	w.refreshAt, w.labels, w.annotations = built.RefreshAt, pod.Labels, pod.Annotations
 	w.stale.Store(false)
 }
 
@@ -58,12 +58,11 @@ func (p *Provider) refresh(ctx context.Context, v *view) (again time.Duration, e
 	now := time.Now()
 	if w.volumes == nil { // found, not created: what its files are is not known
 		w.volumes = map[string][32]byte{}
-		w.refreshAt = now.Add(rand.N(adoptSpread))
+		w.refreshAt, w.labels, w.annotations = now.Add(rand.N(adoptSpread)), pod.Labels, pod.Annotations
 	}
-	moved := w.resourceVersion != "" && w.resourceVersion != pod.ResourceVersion && usesMetadata(pod)
+	moved := usesMetadata(pod) && (!maps.Equal(w.labels, pod.Labels) || !maps.Equal(w.annotations, pod.Annotations))
 	due := !w.refreshAt.IsZero() && !now.Before(w.refreshAt)
 	if !w.stale.Swap(false) && !moved && !due {
-		w.resourceVersion = pod.ResourceVersion
 		return untilRefresh(w.refreshAt, now), nil
 	}
 	files, refreshAt, err := p.cfg.Builder.Volumes(ctx, pod)
@@ -95,7 +94,7 @@ func (p *Provider) refresh(ctx context.Context, v *view) (again time.Duration, e
 		}
 		w.volumes[name] = sum
 	}
-	w.refreshAt, w.resourceVersion = refreshAt, pod.ResourceVersion
+	w.refreshAt, w.labels, w.annotations = refreshAt, pod.Labels, pod.Annotations
 	return untilRefresh(refreshAt, now), nil
 }
 

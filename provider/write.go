@@ -17,7 +17,7 @@ import (
 // base is the status that a pod has now, as far as known: what the API server answered to our last write, since we are the
 // only writer of all but foreign conditions and the informer may be behind; the informer's conditions of others laid over.
 func (w *work) base(pod *corev1.Pod) *corev1.PodStatus {
-	if w.written == nil {
+	if w.written == nil || terminal(pod.Status.Phase) { // an end is for good, also one that someone else wrote
 		return &pod.Status
 	}
 	out := w.written.DeepCopy()

@@ -16,7 +16,7 @@ skopeo() { command skopeo "$@"; }
 
 say "An image, built here and pushed with a real client: 401, /token, hubtoken, push"
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$dir/app" ./hack/demo/app
-go run ./hack/image -o "$dir/hello.tar" -tag hello:1 -entrypoint /app "$dir/app:/app"
+go run ./hack/image -o "$dir/hello.tar" -tag cumulet.io/hello:1 -entrypoint /app "$dir/app:/app"
 printf '\n\033[36m$ skopeo login --tls-verify=false -u admin --password-stdin %s\033[0m\n' "$registry"
 skopeo login --tls-verify=false --authfile "$dir/auth.json" -u admin --password-stdin "$registry" <"$STATE/cisd/credentials/admin"
 show skopeo copy --quiet --dest-tls-verify=false --authfile "$dir/auth.json" "docker-archive:$dir/hello.tar" "docker://$image"

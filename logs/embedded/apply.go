@@ -3,9 +3,9 @@ package embedded
 import (
 	"context"
 	"database/sql"
+	"errors"
+	"fmt"
 	"math"
-
-	"cumulet.io/internal/sqldb"
 )
 
 // applier is the state of one index.apply.
@@ -30,7 +30,9 @@ func (a *applier) run(ops []op) error {
 			if err != nil {
 				return err
 			}
-			if src != nil && a.others == 0 {
+			// Offsets of a file only grow, so behind the largest nothing can be there already.
+			if src != nil && a.others == 0 && o.line.offset > src.omax {
+				src.omax = o.line.offset
 				if batch = append(batch, i); len(batch) == insertRows {
 					if err := a.insertBatch(ops, batch); err != nil {
 						return err
@@ -53,9 +55,9 @@ func (a *applier) run(ops []op) error {
 		return err
 	}
 	for _, s := range a.touched {
-		if err := a.exec(`INSERT INTO sources(id, path, org, instance, container, attempt, tmin, tmax) VALUES (?,?,?,?,?,?,?,?)
-			ON CONFLICT(id) DO UPDATE SET tmin = excluded.tmin, tmax = excluded.tmax`,
-			s.id, s.path, s.org, s.instance, s.container, s.attempt, s.tmin, s.tmax); err != nil {
+		if err := a.exec(`INSERT INTO sources(id, path, org, instance, container, attempt, tmin, tmax, omax) VALUES (?,?,?,?,?,?,?,?,?)
+			ON CONFLICT(id) DO UPDATE SET tmin = excluded.tmin, tmax = excluded.tmax, omax = excluded.omax`,
+			s.id, s.path, s.org, s.instance, s.container, s.attempt, s.tmin, s.tmax, s.omax); err != nil {
 			return err
 		}
 	}
@@ -70,7 +72,7 @@ func (a *applier) source(l *line) (*stored, error) {
 			c := *old
 			s = &c
 		} else {
-			s = &stored{source: l.src, tmin: math.MaxInt64, tmax: math.MinInt64}
+			s = &stored{source: l.src, tmin: math.MaxInt64, tmax: math.MinInt64, omax: -1}
 			s.id = int64(len(a.ix.bySrc)) + 1
 			for _, t := range a.touched {
 				s.id = max(s.id, t.id+1)
@@ -88,45 +90,63 @@ func (a *applier) source(l *line) (*stored, error) {
 	return s, nil
 }
 
-// insertBatch creates lines with one statement; when one of them is there already, with one statement each.
+// insertBatch creates lines that are not there, with one statement when there are enough.
 func (a *applier) insertBatch(ops []op, batch []int) error {
-	if len(batch) == 0 {
+	if len(batch) < insertRows {
+		for _, i := range batch {
+			if err := a.insert(ops[i : i+1]...); err != nil {
+				return err
+			}
+			a.status[i] = created
+		}
 		return nil
 	}
-	if len(batch) == insertRows {
-		args := make([]any, 0, 5*insertRows)
-		for _, i := range batch {
-			l := &ops[i].line
-			args = append(args, a.touched[l.src.path].id, l.offset, l.time, l.flags, l.text)
-		}
-		err := a.exec(insertSQL(insertRows), args...)
-		if err == nil {
-			for _, i := range batch {
-				a.status[i] = created
-			}
-			return nil
-		}
-		if !sqldb.IsUnique(err) { // a failed statement leaves no row of its own
-			return err
-		}
-	}
+	args := make([]any, 0, 5*insertRows)
 	for _, i := range batch {
-		if err := a.one(&ops[i], &a.status[i]); err != nil {
+		l := &ops[i].line
+		args = append(args, a.touched[l.src.path].id, l.offset, l.time, l.flags, l.text)
+		a.status[i] = created
+	}
+	return a.inserted(len(batch), args...)
+}
+
+// insert creates lines one by one.
+func (a *applier) insert(ops ...op) error {
+	for i := range ops {
+		l := &ops[i].line
+		s := a.touched[l.src.path]
+		s.omax = max(s.omax, l.offset)
+		if err := a.inserted(1, s.id, l.offset, l.time, l.flags, l.text); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// inserted runs insertSQL and checks that every row is new.
+func (a *applier) inserted(rows int, args ...any) error {
+	st, err := a.stmt(insertSQL(rows))
+	if err != nil {
+		return err
+	}
+	res, err := st.ExecContext(a.ctx, args...)
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n != int64(rows) {
+		return errors.Join(fmt.Errorf("%d lines of %d were there already, against the dictionary", int64(rows)-n, rows), err)
+	}
+	return nil
+}
+
 // one writes a single document.
 func (a *applier) one(o *op, status *int) error {
-	var src *stored
 	if o.isLine {
-		s, err := a.source(&o.line)
+		src, err := a.source(&o.line)
 		if err != nil {
 			return err
 		}
-		if src = s; src == nil { // the path is known with another owner: kept as it came
+		if src == nil { // the path is known with another owner: kept as it came
 			o.isLine = false
 			o.doc, o.time, o.criTime = o.line.appendDoc(nil), cutMillis(o.line.time), &o.line.time
 		}
@@ -148,7 +168,7 @@ func (a *applier) one(o *op, status *int) error {
 		*status = created
 	}
 	if o.isLine {
-		return a.exec(insertSQL(1), src.id, o.line.offset, o.line.time, o.line.flags, o.line.text)
+		return a.insert(*o)
 	}
 	if a.others == 0 {
 		a.omin, a.omax = o.time, o.time

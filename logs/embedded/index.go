@@ -32,12 +32,13 @@ type stored struct {
 	source
 	id         int64
 	tmin, tmax int64
+	omax       int64 // the largest offset that was ever stored
 }
 
 // Lines are clustered by source and offset, which is their identity; the index gives the order of the answers.
 const schema = `
 CREATE TABLE IF NOT EXISTS sources(id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, org TEXT NOT NULL, instance TEXT NOT NULL,
-	container TEXT NOT NULL, attempt INTEGER NOT NULL, tmin INTEGER NOT NULL, tmax INTEGER NOT NULL);
+	container TEXT NOT NULL, attempt INTEGER NOT NULL, tmin INTEGER NOT NULL, tmax INTEGER NOT NULL, omax INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS lines(src INTEGER NOT NULL, off INTEGER NOT NULL, t INTEGER NOT NULL, fl INTEGER NOT NULL,
 	msg TEXT NOT NULL, PRIMARY KEY(src, off)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS lines_time ON lines(src, t);
@@ -50,7 +51,7 @@ func openIndex(ctx context.Context, name, path string) (*index, error) {
 		return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + q.Encode()
 	}
 	fail := func(err error) error { return fmt.Errorf("open index %s: %w", name, err) }
-	w, err := sql.Open("sqlite", dsn("immediate", "page_size(8192)", "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(2000)", "cache_size(-16384)"))
+	w, err := sql.Open("sqlite", dsn("immediate", "page_size(8192)", "journal_mode(WAL)", "synchronous(FULL)", "temp_store(2)", "wal_autocheckpoint(4000)", "cache_size(-32768)"))
 	if err != nil {
 		return nil, fail(err)
 	}
@@ -72,14 +73,14 @@ func openIndex(ctx context.Context, name, path string) (*index, error) {
 }
 
 func (ix *index) load(ctx context.Context) error {
-	rows, err := ix.w.QueryContext(ctx, `SELECT id, path, org, instance, container, attempt, tmin, tmax FROM sources`)
+	rows, err := ix.w.QueryContext(ctx, `SELECT id, path, org, instance, container, attempt, tmin, tmax, omax FROM sources`)
 	if err != nil {
 		return err
 	}
 	defer rows.Close() //nolint:errcheck // Err tells
 	for rows.Next() {
 		s := &stored{}
-		if err := rows.Scan(&s.id, &s.path, &s.org, &s.instance, &s.container, &s.attempt, &s.tmin, &s.tmax); err != nil {
+		if err := rows.Scan(&s.id, &s.path, &s.org, &s.instance, &s.container, &s.attempt, &s.tmin, &s.tmax, &s.omax); err != nil {
 			return err
 		}
 		ix.bySrc[s.path] = s
@@ -175,6 +176,8 @@ func (ix *index) sources() (all []*stored, others, omin, omax int64) {
 	return all, ix.others, ix.omin, ix.omax
 }
 
+// insertSQL inserts lines that are known not to be there. OR IGNORE spares SQLite the journal of the statement; the
+// number of changed rows tells that none was there.
 func insertSQL(rows int) string {
-	return `INSERT INTO lines(src, off, t, fl, msg) VALUES (?,?,?,?,?)` + strings.Repeat(`,(?,?,?,?,?)`, rows-1)
+	return `INSERT OR IGNORE INTO lines(src, off, t, fl, msg) VALUES (?,?,?,?,?)` + strings.Repeat(`,(?,?,?,?,?)`, rows-1)
 }

@@ -61,6 +61,11 @@ func mounts(c *corev1.Container, at string, env *environment, services map[strin
 				return nil, refuse(field, "must give a path inside the volume")
 			}
 		}
+		if sub != "" {
+			if sub = path.Clean(sub); sub == "." {
+				sub = ""
+			}
+		}
 		all = append(all, cis.Mount{Volume: m.Name, Path: m.MountPath, SubPath: sub, ReadOnly: m.ReadOnly})
 	}
 	return all, nil

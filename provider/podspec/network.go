@@ -36,7 +36,7 @@ func (b *Builder) hostname(pod *corev1.Pod) (host, domain string, err error) {
 		if len(fqdn) > 64 {
 			return "", "", refuse("spec.setHostnameAsFQDN", "the name %s is longer than the 64 characters of a Linux host name", fqdn)
 		}
-		return fqdn, domain, nil
+		return fqdn, "", nil // the domain is in it
 	}
 	return host, domain, nil
 }

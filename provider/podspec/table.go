@@ -138,7 +138,7 @@ func rules() table {
 		typeOf[corev1.TCPSocketAction]():  all(take(), "Port", "Host"),
 		typeOf[corev1.GRPCAction]():       join(all(take(), "Port", "Service"), map[string]rule{"Mode": no("the choice of a gRPC mode is not supported")}),
 		typeOf[corev1.SleepAction]():      all(take(), "Seconds"),
-		typeOf[corev1.Lifecycle]():        join(all(walk(), "PostStart", "PreStop"), all(take(), "StopSignal")),
+		typeOf[corev1.Lifecycle]():        join(all(walk(), "PostStart", "PreStop"), map[string]rule{"StopSignal": no("the choice of a stop signal is not supported; set it in the image")}),
 		typeOf[corev1.LifecycleHandler](): join(all(walk(), "Exec", "HTTPGet", "Sleep"), map[string]rule{"TCPSocket": no("a hook cannot be a TCP connection; use exec, httpGet or sleep")}),
 
 		typeOf[corev1.Volume]():       join(all(take(), "Name"), all(walk(), "VolumeSource")),

@@ -62,6 +62,25 @@ func digestOf(t testing.TB, d interface{ Digest() (v1.Hash, error) }) v1.Hash {
 	return hash
 }
 
+func push(t testing.TB, h *hub, user, repository string, img v1.Image) {
+	t.Helper()
+	if err := remote.Write(h.ref(t, repository), img, as(t, user)...); err != nil {
+		t.Fatalf("%s pushes %s: %v", user, repository, err)
+	}
+}
+
+// pullAs pulls with user name and password, and wants this status.
+func pullAs(t testing.TB, h *hub, user, password, repository string, status int) {
+	t.Helper()
+	auth := remote.WithAuth(&authn.Basic{Username: user, Password: password})
+	_, err := remote.Get(h.ref(t, repository), append(as(t, ""), auth)...)
+	if status != http.StatusOK {
+		wantStatus(t, "pull "+repository, err, status)
+	} else if err != nil {
+		t.Errorf("pull %s: %v", repository, err)
+	}
+}
+
 // wantStatus checks that err is the registry's answer with this status.
 func wantStatus(t testing.TB, what string, err error, status int) {
 	t.Helper()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -27,13 +28,17 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(childDir); dir != "" {
+		fmt.Fprintln(os.Stderr, serveChild(dir, os.Getenv(childAddr)))
+		os.Exit(1)
+	}
 	// The core starts one for its notifications, which are not used, and gives no way to end it.
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/docker/go-events.(*Broadcaster).run"))
 }
 
 // hub is a registry on loopback with these people, all with password "pass-of-NAME":
 // root owns acme; wendy writes, rita reads, adam administers acme; boris owns beta; and the services node-agent (node)
-// and auditor (operator).
+// and platform-auditor (operator).
 type hub struct {
 	*server.Server
 	t    testing.TB
@@ -87,7 +92,7 @@ func startHub(t testing.TB, options ...func(*server.Config)) *hub {
 		Logger: slog.New(slog.NewJSONHandler(h.log, nil)),
 		Bootstrap: directory.Bootstrap{Admin: cred("root"), Org: "acme", Services: []directory.ServiceAccount{
 			{Credential: cred("node-agent"), Platform: []string{"node"}},
-			{Credential: cred("auditor"), Platform: []string{"operator"}},
+			{Credential: cred("platform-auditor"), Platform: []string{"operator"}},
 		}},
 		OnPush: func(_ context.Context, e registry.Event) error {
 			h.mu.Lock()
@@ -229,4 +234,15 @@ func writeFile(t testing.TB, path, text string) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// serve asks a handler without a connection.
+func serve(handler http.Handler, path, authorization string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodGet, path, nil)
+	if authorization != "" {
+		r.Header.Set("Authorization", authorization)
+	}
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, r)
+	return w
 }

@@ -38,6 +38,9 @@ type Config struct {
 	// why not.
 	Handlers    map[cis.SandboxClass]string
 	Unavailable map[cis.SandboxClass]string
+	// Default is the class of an instance that asks for none; empty means the strongest of Handlers that isolates: runc
+	// must be asked for, or named here.
+	Default cis.SandboxClass
 	// Sink takes the reports.
 	Sink engine.Sink
 	// Meter starts meters; nil means that nothing is metered.

@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"cumulet.io/cis"
 )
@@ -22,6 +23,7 @@ func containerCases() []testCase {
 		{"ReadinessGatesReady", readiness},
 		{"StartupGatesOthers", startup},
 		{"LivenessRestarts", liveness},
+		{"NetworkProbes", networkProbes},
 		{"PostStartAndPreStop", hooks},
 		{"Environment", environment},
 		{"EmptyDirIsShared", sharedDir},
@@ -158,6 +160,22 @@ func liveness(r *rig) {
 		r.Errorf("killed by its liveness probe: %+v", last)
 	}
 	r.sink.AwaitEvent(r, id, func(ev cis.Event) bool { return ev.Type == cis.Warning && ev.Reason == "Unhealthy" }, r.timeout())
+}
+
+func networkProbes(r *rig) {
+	id := r.ensure(r.instance("sleep 2; touch /data/index.html; exec httpd -f -p 8080 -h /data", scratch, noGrace, func(s *cis.Spec) {
+		c := &s.Containers[0]
+		c.Ports = []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}
+		c.StartupProbe = &corev1.Probe{PeriodSeconds: 1, FailureThreshold: 60, ProbeHandler: corev1.ProbeHandler{
+			TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("web")}}}
+		c.ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, ProbeHandler: corev1.ProbeHandler{
+			HTTPGet: &corev1.HTTPGetAction{Path: "/index.html", Port: intstr.FromInt32(8080)}}}
+		c.LivenessProbe = &corev1.Probe{PeriodSeconds: 1, ProbeHandler: corev1.ProbeHandler{
+			HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromString("web")}}}
+	}))
+	if st := r.await(id, ready); find(st, "main").RestartCount != 0 {
+		r.Errorf("ready: %s", describe(st))
+	}
 }
 
 func hooks(r *rig) {

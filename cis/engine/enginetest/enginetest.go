@@ -35,6 +35,8 @@ type Factory struct {
 	Sandbox cis.SandboxClass
 	// Slow multiplies every time-out; 0 means 1.
 	Slow float64
+	// Around, when set, calls run with what each case needs around it, as synctest.Test.
+	Around func(t *testing.T, run func(*testing.T))
 	// Skip names cases that the engine's surroundings do not allow, with the reason that is printed.
 	Skip map[string]string
 }
@@ -47,6 +49,9 @@ func Run(t *testing.T, f Factory) {
 	if f.MissingImage == "" {
 		f.MissingImage = "127.0.0.1:9/missing/image:v1"
 	}
+	if f.Around == nil {
+		f.Around = func(t *testing.T, run func(*testing.T)) { run(t) }
+	}
 	if f.Slow == 0 {
 		f.Slow = 1
 	}
@@ -55,7 +60,7 @@ func Run(t *testing.T, f Factory) {
 			if why, skip := f.Skip[c.name]; skip {
 				t.Skip(why)
 			}
-			c.run(start(t, f))
+			f.Around(t, func(t *testing.T) { c.run(start(t, f)) })
 		})
 	}
 }

@@ -26,6 +26,9 @@ func lifeCases() []testCase {
 		{"KillAfterGrace", killAfterGrace},
 		{"GraceShortened", graceShortened},
 		{"StopTwice", stopTwice},
+		{"StopDuringInit", stopDuringInit},
+		{"PreStopBeyondGrace", preStopBeyondGrace},
+		{"StopEndsSidecarsLast", stopEndsSidecarsLast},
 		{"Deadline", deadline},
 		{"Classes", classes},
 		{"RejectsUnknownClass", rejectsUnknownClass},
@@ -177,6 +180,62 @@ func stopTwice(r *rig) {
 	st := r.await(id, ended)
 	if end := terminated(r, st, "main"); end.ExitCode != 7 {
 		r.Errorf("after two requests: %s", describe(st))
+	}
+}
+
+func stopDuringInit(r *rig) {
+	in := r.instance("exit 0", func(s *cis.Spec) {
+		s.InitContainers = []cis.Container{r.container("one", "trap 'exit 3' TERM; sleep 3600 & wait")}
+	})
+	id := r.ensure(in)
+	r.await(id, func(st cis.Status) bool { return find(st, "one").State.Running != nil })
+	r.ask(in, 3)
+	st := r.await(id, ended)
+	if st.Phase != cis.Failed || st.Initialized {
+		r.Errorf("stopped before its containers: %s", describe(st))
+	}
+	for _, st := range r.sink.History(id) {
+		if find(st, "main").ContainerID != "" {
+			r.Fatalf("main began: %s", describe(st))
+		}
+	}
+}
+
+// A hook uses up the grace, but never more than it and the two seconds that core/v1 adds.
+func preStopBeyondGrace(r *rig) {
+	in := r.instance(forever, readyWhen("/tmp/up"), func(s *cis.Spec) {
+		s.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sleep", "3600"}}}}
+	})
+	id := r.ensure(in)
+	r.await(id, ready)
+	asked := time.Now()
+	r.ask(in, 2)
+	st := r.await(id, ended)
+	if took := time.Since(asked); took < 1900*time.Millisecond {
+		r.Errorf("ended after %v, before the hook's grace was over: %s", took, describe(st))
+	}
+	terminated(r, st, "main")
+}
+
+func stopEndsSidecarsLast(r *rig) {
+	always := corev1.ContainerRestartPolicyAlways
+	in := r.instance("trap 'sleep 2; exit 0' TERM; touch /tmp/up; sleep 3600 & wait", readyWhen("/tmp/up"), func(s *cis.Spec) {
+		for _, name := range []string{"first", "second"} {
+			side := r.container(name, "trap 'sleep 1; exit 0' TERM; touch /tmp/up; sleep 3600 & wait")
+			side.RestartPolicy, side.StartupProbe = &always, whenFile("/tmp/up")
+			s.InitContainers = append(s.InitContainers, side)
+		}
+	})
+	id := r.ensure(in)
+	r.await(id, ready)
+	r.ask(in, 60)
+	st := r.await(id, ended)
+	main, second, first := terminated(r, st, "main"), terminated(r, st, "second"), terminated(r, st, "first")
+	if second.FinishedAt.Before(&main.FinishedAt) || first.FinishedAt.Before(&second.FinishedAt) {
+		r.Errorf("main ended at %v, the second sidecar at %v, the first at %v", main.FinishedAt, second.FinishedAt, first.FinishedAt)
+	}
+	if st.Phase != cis.Succeeded || main.ExitCode != 0 {
+		r.Errorf("after TERM: %s", describe(st))
 	}
 }
 

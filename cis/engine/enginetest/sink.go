@@ -189,6 +189,13 @@ func (s *Sink) Events(id string) []cis.Event {
 	return nil
 }
 
+// Forget drops what is known of an instance; what comes of it later is kept again.
+func (s *Sink) Forget(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.known, id)
+}
+
 // IDs are the instances that the sink heard of, sorted.
 func (s *Sink) IDs() []string {
 	s.mu.Lock()
@@ -217,7 +224,9 @@ func (s *Sink) Await(t testing.TB, id string, ok func(cis.Status) bool, timeout 
 			}
 		}
 		return false
-	}, func() string { return fmt.Sprintf("status of %s: %s%s", id, describe(last), describeEvents(s.Events(id))) })
+	}, func() string {
+		return fmt.Sprintf("status of %s: %s%s", id, describe(last), describeEvents(s.Events(id)))
+	})
 	return last
 }
 

@@ -2,10 +2,14 @@ package enginetest
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"cumulet.io/cis"
+	"cumulet.io/cis/engine"
+	"cumulet.io/internal/problem"
 )
 
 // troubleCases are what goes wrong around an engine.
@@ -24,7 +28,12 @@ func troubleCases() []testCase {
 }
 
 func missingImage(r *rig) {
-	in := r.instance("exit 0", func(s *cis.Spec) { s.Containers[0].Image = r.f.MissingImage })
+	host, _, _ := strings.Cut(r.f.MissingImage, "/")
+	in := r.instance("exit 0", func(s *cis.Spec) {
+		s.Containers[0].Image = r.f.MissingImage
+		s.Containers[0].Env = []cis.EnvVar{{Name: "TOKEN", Value: "topsecret", Secret: true}}
+		s.RegistryAuth = []cis.RegistryAuth{{Server: host, Username: "someone", Password: "topsecret"}}
+	})
 	id := r.ensure(in)
 	st := r.await(id, func(st cis.Status) bool {
 		w := find(st, "main").State.Waiting
@@ -39,6 +48,9 @@ func missingImage(r *rig) {
 	r.ask(in, 0)
 	if st := r.await(id, ended); st.Phase != cis.Failed {
 		r.Errorf("given up: %s", describe(st))
+	}
+	if told := fmt.Sprint(r.sink.History(id), r.sink.Events(id)); strings.Contains(told, "topsecret") {
+		r.Error("a report repeats a secret")
 	}
 }
 
@@ -142,16 +154,45 @@ func restartRemovesUnknown(r *rig) {
 	id := r.ensure(in)
 	r.await(id, ready)
 	delete(r.live, id)
+	r.sink.Forget(id)
 	crash(r) // nobody knows it any more
-	reports := len(r.sink.History(id))
 	r.finish("exit 0")
-	if now := r.sink.History(id); len(now) > reports && !now[len(now)-1].Phase.Final() {
-		r.Errorf("an instance that nobody knows goes on: %s", describe(now[len(now)-1]))
+	if x, ok := r.eng.(engine.Execer); ok {
+		poll(r, "the removal of an instance that nobody knows", func() error {
+			err := x.Exec(r.ctx(), id, cis.ExecRequest{Container: "main", Command: []string{"true"}})
+			if errors.Is(err, problem.ErrNotFound) {
+				return nil
+			}
+			return fmt.Errorf("exec: %v", err)
+		})
 	}
-	again := *in
-	again.Spec.Containers = append([]cis.Container(nil), in.Spec.Containers...)
-	if len(r.sink.IDs()) < 2 {
-		r.Errorf("reports of %v", r.sink.IDs())
+	if s, ok := r.eng.(engine.StatsReader); ok {
+		if got, err := s.Stats(r.ctx(), []string{id}); err != nil || len(got) > 0 {
+			r.Errorf("statistics of an instance that nobody knows: %+v, %v", got, err)
+		}
+	}
+	for _, st := range r.sink.History(id) {
+		if !st.Phase.Final() {
+			r.Errorf("an instance that nobody knows goes on: %s", describe(st))
+		}
+	}
+}
+
+// poll repeats check until it is nil.
+func poll(r *rig, what string, check func() error) {
+	r.Helper()
+	deadline, tick := time.After(r.timeout()), time.NewTicker(50*time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			r.Fatalf("waited %v for %s: %v", r.timeout(), what, err)
+		}
 	}
 }
 

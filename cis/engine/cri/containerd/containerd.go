@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -133,7 +134,7 @@ func (c Config) normalize() (Config, error) {
 	if c.LogLevel == "" {
 		c.LogLevel = DefaultLogLevel
 	}
-	if !strings.Contains(" trace debug info warn error ", " "+c.LogLevel+" ") {
+	if !slices.Contains([]string{"trace", "debug", "info", "warn", "error"}, c.LogLevel) {
 		bad("LogLevel %q: want trace, debug, info, warn or error", c.LogLevel)
 	}
 	if c.Log == nil {

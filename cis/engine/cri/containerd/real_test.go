@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -195,7 +194,7 @@ func TestNetwork(t *testing.T) {
 			})
 
 			// The sandbox's first hop is this machine.
-			hop := netip.MustParsePrefix(ip + "/24").Masked().Addr().Next().String()
+			hop := env.Subnet.Addr().Next().String()
 			l, err := net.Listen("tcp", net.JoinHostPort(hop, "0"))
 			if err != nil {
 				t.Fatal(err)

@@ -1,0 +1,119 @@
+package collect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Reaper removes the log directories of instances that have ended, when the store has all their lines and nobody has
+// written there for a while. Nothing else may remove them: a line that is gone before it is shipped is lost.
+type Reaper struct {
+	// Collector ships LogRoot.
+	Collector *Collector
+	// Ended tells whether an instance has ended for good and will write no more. It is asked with names from the path.
+	Ended func(ctx context.Context, org, instance string) bool
+	// Grace is how long the directory rests after its last change; 0 means 10 minutes.
+	Grace time.Duration
+	// Every is how often Run looks; 0 means a minute.
+	Every time.Duration
+	// Log gets what was removed and what failed.
+	Log *slog.Logger
+}
+
+// Run looks every so often until ctx ends; then it returns nil.
+func (r *Reaper) Run(ctx context.Context) error {
+	every := r.Every
+	if every <= 0 {
+		every = time.Minute
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if _, err := r.Pass(ctx); err != nil && ctx.Err() == nil {
+			r.Log.ErrorContext(ctx, "remove shipped logs", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// Pass looks once and tells how many instances' logs it removed.
+func (r *Reaper) Pass(ctx context.Context) (removed int, err error) {
+	grace := r.Grace
+	if grace <= 0 {
+		grace = 10 * time.Minute
+	}
+	root := r.Collector.o.LogRoot
+	dirs, err := filepath.Glob(filepath.Join(root, "*", "*"))
+	if err != nil {
+		return 0, fmt.Errorf("list logs: %w", err)
+	}
+	var reg registry
+	var errs []error
+	for _, dir := range dirs {
+		if ctx.Err() != nil {
+			break
+		}
+		org, instance := filepath.Base(filepath.Dir(dir)), filepath.Base(dir)
+		if !r.Ended(ctx, org, instance) {
+			continue
+		}
+		if reg == nil { // after Ended: what it says is not older than the end
+			if reg, err = r.Collector.registry(); err != nil {
+				return removed, err
+			}
+		}
+		ok, err := reg.allShipped(dir, time.Now().Add(-grace))
+		if err == nil && ok {
+			if err = os.RemoveAll(dir); err == nil {
+				removed++
+				r.Log.InfoContext(ctx, "removed shipped logs", "org", org, "instance", instance)
+			}
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("logs of instance %s: %w", instance, err))
+		}
+	}
+	return removed, errors.Join(errs...)
+}
+
+// allShipped tells whether all below dir was last changed before and is shipped.
+func (r registry) allShipped(dir string, before time.Time) (bool, error) {
+	all := true
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		st, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		ok := st.ModTime().Before(before)
+		if ok && d.Type().IsRegular() && filepath.Ext(path) == ".log" {
+			if ok, err = r.shipped(path); err != nil {
+				return err
+			}
+		}
+		if !ok {
+			all = false
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return all, err
+}
