@@ -8,7 +8,7 @@ SHELL := /bin/bash
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.Version=$(VERSION)
 PKGS    ?= ./...
-export GOFLAGS := -buildvcs=false
+export GOFLAGS := -buildvcs=false -trimpath
 
 .PHONY: help
 help: ## This list
@@ -25,7 +25,7 @@ down: ## Stop what quickstart started and remove all of it
 .PHONY: build
 build: ## Build the product into bin/
 	@mkdir -p bin
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/cis ./cmd/cisd ./cmd/pause
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/cis ./cmd/cisd ./cmd/pause
 
 .PHONY: tools
 tools: ## Build and install what quickstart and the tests need beside the product

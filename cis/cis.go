@@ -77,7 +77,7 @@ type Spec struct {
 	RestartPolicy corev1.RestartPolicy `json:"restartPolicy,omitempty"`
 	// Volumes are what Mounts name.
 	Volumes []Volume `json:"volumes,omitempty"`
-	// Hostname is the sandbox's; default the name, cut to 63 characters. Domain, when set, makes the FQDN.
+	// Hostname is the sandbox's, a DNS name of at most 64 characters; default the name, cut to 63. Domain, when set, makes the FQDN.
 	Hostname string `json:"hostname,omitempty"`
 	Domain   string `json:"domain,omitempty"`
 	// DNS is the resolver configuration; nil means the host's.

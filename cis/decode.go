@@ -61,10 +61,10 @@ func decodeStrict(r io.Reader, limit int64, into any) error {
 	if err != nil {
 		return decodeError(body, err)
 	}
-	for _, s := range strict {
+	if len(strict) > 0 {
 		var f kjson.FieldError
-		if errors.As(s, &f) {
-			return problem.InvalidSecret(f.FieldPath(), "is not a field, or is there twice: "+strictRule(s.Error()))
+		if errors.As(strict[0], &f) {
+			return problem.InvalidSecret(f.FieldPath(), "must be a field of the documented form, and there once: "+strictRule(strict[0].Error()))
 		}
 		return problem.New(problem.ErrInvalid, "the body has a field that is unknown or there twice")
 	}

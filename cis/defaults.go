@@ -92,11 +92,11 @@ func defaultContainers(list []Container) []Container {
 
 // defaultPullPolicy is core/v1's: Always for the tag latest, written or meant, IfNotPresent for everything else.
 func defaultPullPolicy(image string) corev1.PullPolicy {
-	named, err := reference.ParseDockerRef(image)
+	named, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
 		return corev1.PullIfNotPresent
 	}
-	if tagged, ok := named.(reference.Tagged); ok && tagged.Tag() == "latest" {
+	if tagged, ok := named.(reference.Tagged); ok && tagged.Tag() == "latest" || reference.IsNameOnly(named) {
 		return corev1.PullAlways
 	}
 	return corev1.PullIfNotPresent

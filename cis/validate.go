@@ -163,7 +163,8 @@ func validateSpec(e *fieldErrors, at string, s *Spec) {
 	one(e, at+".restartPolicy", s.RestartPolicy, "", corev1.RestartPolicyAlways, corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever)
 	validateVolumes(e, at+".volumes", s.Volumes)
 	if s.Hostname != "" {
-		e.label(at+".hostname", s.Hostname)
+		e.subdomain(at+".hostname", s.Hostname)
+		e.length(at+".hostname", "characters, as Linux has it", len(s.Hostname), 64)
 	}
 	if s.Domain != "" {
 		e.subdomain(at+".domain", s.Domain)

@@ -9,6 +9,7 @@
 #   hack/tools.sh --print-bin  print the directory of the built binaries
 #   hack/tools.sh --print-cache
 #                              print the cache directory
+#   hack/tools.sh --prune      remove the tools that are current no more
 #
 # Everything built lands in a cache outside the tree, one directory for each
 # tool, version and hash of what went into it, so a second run has nothing to
@@ -46,12 +47,15 @@ packages() {
 		nftables        nft
 		patch           patch
 		procps          ps
+		curl            curl
 		ca-certificates /etc/ssl/certs/ca-certificates.crt
 	EOF
 	debian-test) cat <<-'EOF' ;;
 		postgresql      /usr/lib/postgresql/*/bin/initdb
 		podman          podman
 		git             git
+		gcc             gcc
+		libc6-dev       /usr/include/stdlib.h
 	EOF
 	esac
 }
@@ -123,7 +127,7 @@ version_of() {
 inputs_of() {
 	case $1 in
 	images) find "$hack/image" "$root/cmd/pause" -type f -name '*.go' ! -name '*_test.go' && echo /bin/busybox ;;
-	*) find "$hack/$1" -type f ! -name '*_test.go' ! -name '*.md' ;;
+	*) find "$hack/$1" -type f ! -name '*_test.go' \( -name '*.go' -o -name 'go.???' -o -name '*.patch' -o -name '*.yaml' \) ;;
 	esac
 }
 
@@ -264,6 +268,16 @@ build() {
 	exec 9>&-
 }
 
+# prune removes every build that no symlink leads to.
+prune() {
+	local dir current
+	current=$(find "$cache/bin" "$cache/images" -type l -printf '%l\n' 2>/dev/null)
+	for dir in "$cache"/tools/*/; do
+		dir=${dir%/}
+		[[ $current == *"/${dir##*/}/"* || ! -d $dir ]] || { echo "removing ${dir##*/}" && rm -rf "$dir"; }
+	done
+}
+
 # --- progress -----------------------------------------------------------------
 
 stepno=0
@@ -318,6 +332,7 @@ for arg in "$@"; do
 	case $arg in
 	--print-bin) echo "$cache/bin" && exit ;;
 	--print-cache) echo "$cache" && exit ;;
+	--prune) prune && exit ;;
 	-h | --help) usage && exit ;;
 	-*) die "unknown option $arg (see --help)" ;;
 	*)

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"fmt"
 	"regexp"
 	"strings"
 
@@ -14,6 +15,8 @@ const (
 	MaxRepositoryLength = 255
 	MaxPasswordLength   = 1024
 	MinPasswordLength   = 8
+	// MinServicePasswordLength is for service accounts, which nobody types and no lockout protects.
+	MinServicePasswordLength = 16
 )
 
 // The path components are those of the OCI distribution specification ("Pulling manifests": <name>). An org is stricter,
@@ -43,10 +46,14 @@ func ValidateAccount(field, name string) error {
 	return nil
 }
 
-// ValidatePassword checks a new password's length.
-func ValidatePassword(field, password string) error {
-	if len(password) < MinPasswordLength || len(password) > MaxPasswordLength {
-		return problem.InvalidSecret(field, "must be 8 to 1024 bytes long")
+// ValidatePassword checks the length of a new password for an account of a kind.
+func ValidatePassword(field string, kind Kind, password string) error {
+	least := MinPasswordLength
+	if kind == Service {
+		least = MinServicePasswordLength
+	}
+	if len(password) < least || len(password) > MaxPasswordLength {
+		return problem.InvalidSecret(field, fmt.Sprintf("must be %d to %d bytes long", least, MaxPasswordLength))
 	}
 	return nil
 }

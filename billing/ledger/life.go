@@ -18,7 +18,7 @@ type Life struct {
 	Node         string       `json:"node"`
 	SandboxClass string       `json:"sandboxClass"`
 	Size         billing.Size `json:"size"`
-	// FirstAt and LastAt are the instants of the first and the last event's counters.
+	// FirstAt is when counting began, as the first known event tells; LastAt is the instant of the last event's counters.
 	FirstAt time.Time `json:"firstAt"`
 	LastAt  time.Time `json:"lastAt"`
 	// Total is what the whole life is billed so far: ceil(total milliseconds/1000) in sum.
@@ -30,7 +30,8 @@ type Life struct {
 
 func newLife(ev *billing.Event) *lifeRow {
 	return &lifeRow{Life: Life{Instance: ev.Instance, Org: ev.Org, Name: ev.Name, Region: ev.Region, Node: ev.Node,
-		SandboxClass: ev.SandboxClass, Size: ev.Size, FirstAt: ev.At, LastAt: ev.At}}
+		SandboxClass: ev.SandboxClass, Size: ev.Size, LastAt: ev.At,
+		FirstAt: ev.At.Add(-time.Duration(ev.StartupMillis+ev.RunningMillis) * time.Millisecond)}}
 }
 
 // take goes on to the next event.

@@ -106,36 +106,49 @@ func (l *Ledger) Bill(ctx context.Context, org string, p Period) (*Bill, error) 
 	if b.From, b.To, err = p.Bounds(); err != nil {
 		return nil, fmt.Errorf("bill of %s: %w", org, err)
 	}
-	slices := map[slice]*Seconds{}
-	estimated := map[string]bool{}
-	err = l.read(ctx, func(t *tx) error {
-		clear(slices)
-		clear(estimated)
+	err = l.assemble(ctx, b, func(ctx context.Context, t *tx, take func(Kind, usageRow) error) error {
 		if err := l.asOf(ctx, t, b); err != nil {
 			return err
 		}
-		take := func(kind Kind, u usageRow) error {
-			v, err := l.book.At(time.Unix(u.hour, 0))
-			if err != nil {
-				return err
-			}
-			k := slice{u.instance, u.hour - u.hour%86400, kind, v.ID}
-			if slices[k] == nil {
-				if len(slices) >= maxSlices {
-					return ErrTooMuch
-				}
-				slices[k] = &Seconds{}
-			}
-			slices[k].Startup += u.seconds.Startup
-			slices[k].Running += u.seconds.Running
-			estimated[u.instance] = estimated[u.instance] || u.estimated
-			return nil
-		}
-		if err := l.usage(ctx, t, b, take); err != nil {
+		return l.usage(ctx, t, b, take)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("bill of %s for %s: %w", org, p, err)
+	}
+	return b, nil
+}
+
+// assemble prices the rows that f takes, all of one moment, into the bill's lines.
+func (l *Ledger) assemble(ctx context.Context, b *Bill, f func(context.Context, *tx, func(Kind, usageRow) error) error) error {
+	slices := map[slice]*Seconds{}
+	estimated := map[string]bool{}
+	take := func(kind Kind, u usageRow) error {
+		v, err := l.book.At(time.Unix(u.hour, 0))
+		if err != nil {
 			return err
 		}
-		return each(ctx, t, l.db, `SELECT `+lifeColumns+` FROM billing_lives WHERE org = ? AND first_at < ?`,
-			[]any{org, b.To.UnixNano()}, func(r *sql.Rows) error {
+		k := slice{u.instance, u.hour - u.hour%86400, kind, v.ID}
+		if slices[k] == nil {
+			if len(slices) >= maxSlices {
+				return ErrTooMuch
+			}
+			slices[k] = &Seconds{}
+		}
+		slices[k].Startup += u.seconds.Startup
+		slices[k].Running += u.seconds.Running
+		estimated[u.instance] = estimated[u.instance] || u.estimated
+		return nil
+	}
+	if err := l.read(ctx, func(t *tx) error {
+		if err := f(ctx, t, take); err != nil {
+			return err
+		}
+		return each(ctx, t, l.db, `SELECT `+lifeColumns+` FROM billing_lives WHERE org = ? AND (first_at < ? AND last_at >= ?
+				OR instance IN (SELECT instance FROM billing_billed WHERE org = ? AND hour >= ? AND hour < ?)
+				OR instance IN (SELECT instance FROM billing_billed WHERE org = ? AND month = ?)
+				OR instance IN (SELECT instance FROM billing_late WHERE org = ?))`,
+			[]any{b.Org, b.To.UnixNano(), b.From.UnixNano(), b.Org, b.From.Unix(), b.To.Unix(), b.Org, b.Period.Month.String(), b.Org},
+			func(r *sql.Rows) error {
 				v, err := scanLife(r)
 				if err != nil {
 					return err
@@ -145,17 +158,16 @@ func (l *Ledger) Bill(ctx context.Context, org string, p Period) (*Bill, error) 
 				}
 				return nil
 			})
-	})
-	if err != nil {
-		return nil, fmt.Errorf("bill of %s for %s: %w", org, p, err)
+	}); err != nil {
+		return err
 	}
 	for k, s := range slices {
 		if err := l.price(b, k, *s, estimated[k.instance]); err != nil {
-			return nil, fmt.Errorf("bill of %s for %s: %w", org, p, err)
+			return err
 		}
 	}
 	sort.Slice(b.Lines, func(i, j int) bool { return b.Lines[i].before(&b.Lines[j]) })
-	return b, nil
+	return nil
 }
 
 func (a *Line) before(b *Line) bool {

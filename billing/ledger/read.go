@@ -69,22 +69,19 @@ func (l *Ledger) Events(ctx context.Context, instance string, f func(billing.Eve
 	return nil
 }
 
-// Corrected sums, by instance, all corrections of usage in a closed month: those in statements closed later and those
-// that wait in the open month.
-func (l *Ledger) Corrected(ctx context.Context, org string, m Month) (map[string]Seconds, error) {
-	out := map[string]Seconds{}
-	add := func(instance string, s Seconds) {
-		had := out[instance]
-		out[instance] = Seconds{had.Startup + s.Startup, had.Running + s.Running}
-	}
-	err := l.read(ctx, func(t *tx) error {
-		clear(out)
+// Corrected gives all corrections of a closed month's usage, as lines: those in statements closed later and those that
+// wait in the open month.
+func (l *Ledger) Corrected(ctx context.Context, org string, m Month) ([]Line, error) {
+	b := &Bill{Org: org, Period: Period{Month: m}, From: m.Start(), To: m.End(), Currency: l.book.Currency, Lives: map[string]Life{}}
+	err := l.assemble(ctx, b, func(ctx context.Context, t *tx, take func(Kind, usageRow) error) error {
 		if err := each(ctx, t, l.db, `SELECT instance, org, hour, startup_seconds, running_seconds, estimated FROM billing_billed
 			WHERE org = ? AND month > ? AND hour >= ? AND hour < ?`,
 			[]any{org, m.String(), m.Start().Unix(), m.End().Unix()}, func(r *sql.Rows) error {
 				u, err := scanUsage(r)
-				add(u.instance, u.seconds)
-				return err
+				if err != nil {
+					return err
+				}
+				return take(Correction, u)
 			}); err != nil {
 			return err
 		}
@@ -93,17 +90,22 @@ func (l *Ledger) Corrected(ctx context.Context, org string, m Month) (map[string
 			return err
 		}
 		pending, err := l.corrections(ctx, t, org, closed.Next())
+		if err != nil {
+			return err
+		}
 		for _, c := range pending {
 			if c.hour >= m.Start().Unix() && c.hour < m.End().Unix() {
-				add(c.instance, c.seconds)
+				if err := take(Correction, c); err != nil {
+					return err
+				}
 			}
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("corrections of %s in %s: %w", org, m, err)
 	}
-	return out, nil
+	return b.Lines, nil
 }
 
 // Quarantined is a line that was not taken.
@@ -159,4 +161,54 @@ func (l *Ledger) Quarantine(ctx context.Context, after string, limit int) (Quara
 		return QuarantinePage{}, fmt.Errorf("list quarantine: %w", err)
 	}
 	return page, nil
+}
+
+// Billed sums all that a life is billed: what closed months hold, corrections that wait, and the usage of open hours.
+func (l *Ledger) Billed(ctx context.Context, instance string) (Seconds, error) {
+	var s Seconds
+	err := l.read(ctx, func(t *tx) error {
+		s = Seconds{}
+		closed, err := closedThrough(ctx, t)
+		if err != nil {
+			return err
+		}
+		open := int64(0)
+		if !closed.zero() {
+			open = closed.End().Unix()
+		}
+		for _, q := range []struct {
+			text string
+			args []any
+		}{
+			{`SELECT startup_seconds, running_seconds FROM billing_usage WHERE instance = ? AND hour >= ?`, []any{instance, open}},
+			{`SELECT startup_seconds, running_seconds FROM billing_billed WHERE instance = ?`, []any{instance}},
+		} {
+			if err := each(ctx, t, l.db, q.text, q.args, func(r *sql.Rows) error {
+				var add Seconds
+				err := r.Scan(&add.Startup, &add.Running)
+				s = Seconds{s.Startup + add.Startup, s.Running + add.Running}
+				return err
+			}); err != nil {
+				return err
+			}
+		}
+		if closed.zero() {
+			return nil
+		}
+		var org string
+		if err := t.row(ctx, `SELECT org FROM billing_lives WHERE instance = ?`, instance).Scan(&org); err != nil {
+			return err
+		}
+		pending, err := l.corrections(ctx, t, org, closed.Next())
+		for _, c := range pending {
+			if c.instance == instance {
+				s = Seconds{s.Startup + c.seconds.Startup, s.Running + c.seconds.Running}
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return Seconds{}, fmt.Errorf("billed of %s: %w", instance, err)
+	}
+	return s, nil
 }

@@ -1,6 +1,8 @@
 package price
 
 import (
+	"bytes"
+	_ "embed" // for the example
 	"errors"
 	"fmt"
 	"io"
@@ -10,10 +12,9 @@ import (
 
 	"gopkg.in/yaml.v3"
 
-	"bytes"
-
 	"cumulet.io/billing"
 	"cumulet.io/billing/money"
+	"cumulet.io/internal/strictyaml"
 )
 
 // Bounds of a book.
@@ -25,6 +26,13 @@ const (
 
 // ErrBadBook is wrapped by every error about a book's text.
 var ErrBadBook = errors.New("the price book is not valid")
+
+//go:embed example.yaml
+var example []byte
+
+// Example is the book that the platform uses when none is configured: prices in line with public list prices, to be
+// replaced by the operator's own.
+func Example() (*Book, error) { return Parse(example) }
 
 // Load reads and checks a book from a file.
 func Load(path string) (*Book, error) {
@@ -65,7 +73,7 @@ func Parse(text []byte) (*Book, error) {
 }
 
 func fault(n *yaml.Node, format string, args ...any) error {
-	return fmt.Errorf("%w: line %d: %s", ErrBadBook, n.Line, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%w: line %d, column %d: %s", ErrBadBook, n.Line, n.Column, fmt.Sprintf(format, args...))
 }
 
 // fields gives the values of a mapping; every key must be known and all of them must be there.
@@ -81,7 +89,11 @@ func fields(n *yaml.Node, what string, known ...string) (map[string]*yaml.Node, 
 			found = found || name == k.Value
 		}
 		if !found || k.Kind != yaml.ScalarNode {
-			return nil, fault(k, "unknown key %.80q in %s; did you mean %q?", k.Value, what, nearest(k.Value, known))
+			hint := "; known here: " + strings.Join(known, ", ")
+			if near := strictyaml.Nearest(k.Value, known); near != "" {
+				hint = fmt.Sprintf("; did you mean %q?", near)
+			}
+			return nil, fault(k, "unknown key %.80q in %s%s", k.Value, what, hint)
 		}
 		if m[k.Value] != nil {
 			return nil, fault(k, "%q is given twice in %s", k.Value, what)
@@ -201,62 +213,41 @@ func parsePrice(n *yaml.Node, c money.Currency) (Price, error) {
 	if err != nil {
 		return p, err
 	}
-	for name, to := range map[string]*string{"sandboxClass": &p.SandboxClass, "region": &p.Region} {
-		if *to, err = scalar(f[name], name); err != nil {
+	for _, x := range []struct {
+		name string
+		to   *string
+	}{{"sandboxClass", &p.SandboxClass}, {"region", &p.Region}} {
+		if *x.to, err = scalar(f[x.name], x.name); err != nil {
 			return p, err
 		}
-		if *to != Any && !billing.ValidIdentifier(*to) {
-			return p, fault(f[name], `%s must be a name or "*"`, name)
+		if *x.to != Any && !billing.ValidIdentifier(*x.to) {
+			return p, fault(f[x.name], `%s must be a name or "*"`, x.name)
 		}
 	}
-	for name, to := range map[string]*Rates{"startup": &p.Startup, "running": &p.Running} {
-		r, err := fields(f[name], name, "vCPUSecond", "gibSecond")
+	if p.Startup, err = parseRates(f["startup"], "startup", c); err != nil {
+		return p, err
+	}
+	p.Running, err = parseRates(f["running"], "running", c)
+	return p, err
+}
+
+func parseRates(n *yaml.Node, phase string, c money.Currency) (Rates, error) {
+	var rates Rates
+	f, err := fields(n, phase, "vCPUSecond", "gibSecond")
+	if err != nil {
+		return rates, err
+	}
+	for _, x := range []struct {
+		name string
+		to   *money.Rate
+	}{{"vCPUSecond", &rates.VCPUSecond}, {"gibSecond", &rates.GiBSecond}} {
+		text, err := scalar(f[x.name], x.name)
 		if err != nil {
-			return p, err
+			return rates, err
 		}
-		for dim, rate := range map[string]*money.Rate{"vCPUSecond": &to.VCPUSecond, "gibSecond": &to.GiBSecond} {
-			text, err := scalar(r[dim], dim)
-			if err != nil {
-				return p, err
-			}
-			if *rate, err = money.ParseRate(text, c); err != nil {
-				return p, fault(r[dim], "%s: %v", dim, err)
-			}
+		if *x.to, err = money.ParseRate(text, c); err != nil {
+			return rates, fault(f[x.name], "%s: %v", x.name, err)
 		}
 	}
-	return p, nil
-}
-
-// nearest gives the known name with the least edits.
-func nearest(s string, known []string) string {
-	if len(s) > 80 {
-		s = s[:80]
-	}
-	best, least := "", -1
-	for _, k := range known {
-		if d := distance(strings.ToLower(s), strings.ToLower(k)); least < 0 || d < least {
-			best, least = k, d
-		}
-	}
-	return best
-}
-
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
+	return rates, nil
 }

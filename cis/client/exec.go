@@ -7,9 +7,12 @@ import (
 	"net/http"
 	"net/url"
 
+	"github.com/go-logr/logr"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
+	clientexec "k8s.io/client-go/util/exec"
+	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream"
 	utilexec "k8s.io/utils/exec"
 
@@ -50,13 +53,14 @@ func (c *Client) Exec(ctx context.Context, org, id string, req cis.ExecRequest) 
 	if req.TTY && req.Resize != nil {
 		opts.TerminalSizeQueue = &sizes{ctx: ctx, ch: req.Resize}
 	}
-	err = executor.StreamWithContext(ctx, opts)
-	var exit utilexec.CodeExitError
+	// The library logs what it also returns.
+	err = executor.StreamWithContext(klog.NewContext(ctx, logr.Discard()), opts)
+	var exit clientexec.ExitError // of client-go: not the type that cis.Execer promises
 	switch {
 	case err == nil:
 		return nil
-	case errors.As(err, &exit):
-		return exit
+	case errors.As(err, &exit) && exit.Exited():
+		return utilexec.CodeExitError{Err: err, Code: exit.ExitStatus()}
 	case answer.err != nil:
 		return fmt.Errorf("%s: %w", op, answer.err)
 	case ctx.Err() != nil:

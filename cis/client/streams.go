@@ -46,18 +46,15 @@ func (c *Client) Logs(ctx context.Context, org, id string, req cis.LogRequest) (
 }
 
 // PortForward implements cis.PortForwarder: an HTTP/1.1 connection that becomes the raw one. The connection has
-// CloseWrite, to end one direction.
+// CloseWrite, to end one direction; it ends with ctx.
 func (c *Client) PortForward(ctx context.Context, org, id string, port uint16) (io.ReadWriteCloser, error) {
 	const op = "port-forward"
-	// The connection outlives the call, but not its context.
-	ctx, cancel := context.WithCancel(ctx)
 	var conn net.Conn
 	trace := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { conn = i.Conn }})
 	resp, _, err := c.send(trace, c.upgrade, http.MethodPost,
 		c.orgURL(url.Values{"port": {strconv.Itoa(int(port))}}, org, "instances", id, "portforward"), nil,
 		http.Header{"Connection": {"Upgrade"}, "Upgrade": {"tcp"}})
 	if err != nil {
-		cancel()
 		var fault *faultError
 		if errors.As(err, &fault) {
 			err = unavailable(ctx, fault.error)
@@ -66,17 +63,18 @@ func (c *Client) PortForward(ctx context.Context, org, id string, port uint16) (
 	}
 	rw, ok := resp.Body.(io.ReadWriteCloser)
 	if resp.StatusCode != http.StatusSwitchingProtocols || !ok {
-		cancel()
 		return nil, errors.Join(fmt.Errorf("%s: %w", op, problem.New(problem.ErrUnavailable,
 			"something between here and the service does not let connections be upgraded (%s)", resp.Status)), resp.Body.Close())
 	}
-	return &forwarded{ReadWriteCloser: rw, conn: conn, cancel: cancel}, nil
+	f := &forwarded{ReadWriteCloser: rw, conn: conn}
+	f.stop = context.AfterFunc(ctx, func() { rw.Close() }) //nolint:errcheck // it ends reading and writing
+	return f, nil
 }
 
 type forwarded struct {
 	io.ReadWriteCloser
-	conn   net.Conn
-	cancel context.CancelFunc
+	conn net.Conn
+	stop func() bool
 }
 
 // CloseWrite tells the other side that nothing more is sent; reading goes on.
@@ -88,6 +86,6 @@ func (f *forwarded) CloseWrite() error {
 }
 
 func (f *forwarded) Close() error {
-	defer f.cancel()
+	f.stop()
 	return f.ReadWriteCloser.Close()
 }

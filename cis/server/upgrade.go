@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -51,6 +52,14 @@ type watchedConn struct {
 	gone context.CancelFunc
 }
 
+// CloseWrite ends the direction to the client.
+func (c *watchedConn) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
 func (c *watchedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if err != nil {
@@ -79,14 +88,12 @@ func (s *server) portForward(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer target.Close() //nolint:errcheck // nothing is left to be told
-	conn, rw, err := http.NewResponseController(w).Hijack()
+	// Not net/http's own reader: it ends the request's context when the client has ended its direction.
+	conn, rw, err := (&hijackWatch{ResponseWriter: w, gone: func() {}}).Hijack()
 	if err != nil {
 		return problem.New(problem.ErrInvalid, "this connection cannot be upgraded")
 	}
 	defer conn.Close() //nolint:errcheck // nothing is left to be told
-	if conn.SetDeadline(time.Time{}) != nil {
-		return nil
-	}
 	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nX-Request-Id: "+
 		w.Header().Get("X-Request-Id")+"\r\n\r\n"); err != nil {
 		return nil

@@ -16,9 +16,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// shutdownBound is how long the parts may take to end after ctx does. What they
-// have acknowledged is in etcd by then.
-const shutdownBound = 10 * time.Second
+// How long the controllers, and then the API server, may take to end after ctx
+// does. The latter would wait for clients that watch; what it has acknowledged
+// is in etcd.
+const (
+	controllersBound = 10 * time.Second
+	apiServerBound   = 2 * time.Second
+)
 
 // Up runs the control plane until ctx ends or a part fails. While it is usable,
 // DIR/ready holds the API server's URL.
@@ -100,32 +104,32 @@ func Up(ctx context.Context, o Options) error {
 	return shutDown(group, ready, stopServing, failed)
 }
 
-// shutDown ends the parts in their order, within the bound.
+// shutDown ends the parts in their order, within the bounds. Its error is the
+// one that made them end, if any did.
 func shutDown(group *errgroup.Group, ready string, stopServing func(), failed <-chan error) error {
-	errs := []error{os.Remove(ready)}
-	if errors.Is(errs[0], fs.ErrNotExist) {
-		errs = nil
+	if err := os.Remove(ready); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	bound := time.After(shutdownBound)
 	clients := make(chan error, 1)
 	go func() { clients <- group.Wait() }()
+	var first error
 	select {
-	case err := <-clients:
-		errs = append(errs, err)
-	case <-bound:
-		return errors.Join(append(errs, errors.New("the controllers did not end in time"))...)
+	case first = <-clients:
+	case <-time.After(controllersBound):
+		first = errors.New("the controllers did not end in time")
 	}
 	stopServing()
 	select {
 	case err := <-failed:
-		errs = append(errs, err)
-	case <-bound:
-		// Watches of a client that does not leave; etcd has everything.
+		if first == nil {
+			first = err
+		}
+	case <-time.After(apiServerBound):
 	}
-	if err := errors.Join(errs...); err != nil && !errors.Is(err, context.Canceled) {
-		return err
+	if errors.Is(first, context.Canceled) {
+		return nil
 	}
-	return nil
+	return first
 }
 
 // prepare makes what every user of the cluster relies on: the virtual node's

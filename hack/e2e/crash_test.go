@@ -122,18 +122,19 @@ func TestCrashes(t *testing.T) {
 // checkBill compares what is billed with what the engine reported of each instance's life.
 func checkBill(t *testing.T, p *platform.Platform) {
 	var bill struct {
-		Instances []struct {
-			Instance  string `json:"instance"`
-			Seconds   int64  `json:"seconds"`
-			Estimated bool   `json:"estimated"`
-		} `json:"instances"`
+		ByInstance []struct {
+			Instance       string `json:"instance"`
+			StartupSeconds int64  `json:"startupSeconds"`
+			RunningSeconds int64  `json:"runningSeconds"`
+			Estimated      bool   `json:"estimated"`
+		} `json:"byInstance"`
 	}
 	if err := json.Unmarshal([]byte(mustCis(t, p, "bill", "-o", "json")), &bill); err != nil {
 		t.Fatal(err)
 	}
 	billed := map[string]int64{}
-	for _, i := range bill.Instances {
-		billed[i.Instance] = i.Seconds
+	for _, i := range bill.ByInstance {
+		billed[i.Instance] = i.StartupSeconds + i.RunningSeconds
 		if i.Estimated {
 			t.Errorf("%s is estimated, though it was stopped in order", i.Instance)
 		}

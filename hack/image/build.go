@@ -36,7 +36,7 @@ type Entry struct {
 	Source string // file on this machine
 	Target string // symlink target, any text
 	Dir    bool
-	Mode   int64  // permission bits of a directory, sticky bit included; a file keeps its source's
+	Mode   int64 // permission bits of a directory, sticky bit included; a file keeps its source's
 }
 
 // epoch is the time of every file, so that equal input gives equal bytes.

@@ -106,16 +106,16 @@ func Start(t testing.TB, o Options) *Platform {
 	}
 	set = append(set, "control.engine="+o.Engine)
 	if o.Engine == "cri" {
-		n := os.Getpid()%60 + 4
+		network := testenv.Network(t)
 		set = append(set, "control.cri.binDir="+filepath.Dir(testenv.Tool(t, "containerd")), "control.cri.pauseImage="+testenv.Image(t, "pause"),
-			fmt.Sprintf("control.cri.bridge=cume%d", n), fmt.Sprintf("control.cri.subnet=10.99.%d.0/22", n*4%256), "control.cri.allowRuncDefault=true")
+			"control.cri.bridge="+network.Bridge, "control.cri.subnet="+network.Subnet.String(), "control.cri.allowRuncDefault=true")
 		testenv.Tool(t, "filebeat")
 	}
 	if o.Kubernetes {
 		c := testenv.Cluster(t)
 		p.Kubeconfig = c.Kubeconfig
-		set = append(set, "kubelet.kubeconfig="+c.KubeletKubeconfig, "kubelet.certFile="+c.KubeletCert, "kubelet.keyFile="+c.KubeletKey,
-			"kubelet.clientCAFile="+c.CA, "kubelet.nodeName="+c.NodeName, "node.name="+c.NodeName)
+		set = append(set, "kubelet.kubeconfig="+c.KubeletKubeconfig, "kubelet.certFile="+c.NodeCertFile, "kubelet.keyFile="+c.NodeKeyFile,
+			"kubelet.clientCAFile="+c.NodeCAFile, "kubelet.nodeName="+c.NodeName, "node.name="+c.NodeName)
 	}
 	for _, kv := range append(set, o.Set...) {
 		p.args = append(p.args, "--set", kv)

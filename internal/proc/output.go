@@ -13,6 +13,7 @@ const maxLine = 16 << 10
 // lineLog turns a child's output into log records, one a line.
 type lineLog struct {
 	log *slog.Logger
+	max int // bytes of a record
 
 	mu   sync.Mutex
 	part []byte // a line whose end has not come yet
@@ -25,8 +26,8 @@ func (l *lineLog) Write(b []byte) (int, error) {
 	n := len(b)
 	for {
 		line, rest, ended := bytes.Cut(b, []byte{'\n'})
-		for len(l.part)+len(line) > maxLine {
-			room := maxLine - len(l.part)
+		for len(l.part)+len(line) > l.max {
+			room := l.max - len(l.part)
 			l.emit(append(l.part, line[:room]...))
 			line = line[room:]
 		}

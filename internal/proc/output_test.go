@@ -1,18 +1,21 @@
 package proc
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
 func TestLineLogBoundsALine(t *testing.T) {
 	var log buffer
-	l := &lineLog{log: slog.New(slog.NewTextHandler(&log, nil))}
+	l := &lineLog{log: slog.New(slog.NewTextHandler(&log, nil)), max: maxLine}
 	long := strings.Repeat("x", 2*maxLine+10)
 	for _, b := range []string{"a\r\n\n", "b", "c\n", long + "\n"} {
 		if n, err := l.Write([]byte(b)); n != len(b) || err != nil {
@@ -118,4 +121,60 @@ func TestOpenFileChecksItsBounds(t *testing.T) {
 			t.Errorf("%+v was accepted", c)
 		}
 	}
+}
+
+// records collects what a lineLog logs.
+type records struct {
+	slog.Handler
+	lines []string
+}
+
+func (r *records) Enabled(context.Context, slog.Level) bool { return true }
+func (r *records) Handle(_ context.Context, rec slog.Record) error {
+	rec.Attrs(func(a slog.Attr) bool {
+		r.lines = append(r.lines, a.Value.String())
+		return true
+	})
+	return nil
+}
+
+// However a child's output is cut into writes, the records are its lines, none
+// too long.
+func FuzzLineLog(f *testing.F) {
+	const most = 8
+	f.Add([]byte("one\ntwo\r\n\nthree"), 3)
+	f.Add(bytes.Repeat([]byte("x"), 2*most+1), 5)
+	f.Fuzz(func(t *testing.T, out []byte, size int) {
+		if size < 1 || len(out) > 1<<10 {
+			t.Skip()
+		}
+		r := &records{}
+		l := &lineLog{log: slog.New(r), max: most}
+		for rest := out; len(rest) > 0; {
+			n := min(size, len(rest))
+			if _, err := l.Write(rest[:n]); err != nil {
+				t.Fatal(err)
+			}
+			rest = rest[n:]
+		}
+		l.flush()
+		var want []string
+		for _, line := range bytes.Split(out, []byte("\n")) {
+			for len(line) > most {
+				want = appendLine(want, line[:most])
+				line = line[most:]
+			}
+			want = appendLine(want, line)
+		}
+		if !slices.Equal(r.lines, want) {
+			t.Errorf("records %q, want %q", r.lines, want)
+		}
+	})
+}
+
+func appendLine(lines []string, line []byte) []string {
+	if line = bytes.TrimRight(line, "\r"); len(line) > 0 {
+		lines = append(lines, string(line))
+	}
+	return lines
 }

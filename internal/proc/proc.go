@@ -74,7 +74,7 @@ func (c Child) Run(ctx context.Context) error {
 		began := time.Now()
 		err := c.once(ctx, log)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // how it ended when told to is of no interest
 		}
 		// Later, a missing program may be an upgrade that is under way.
 		if !ever && isUnrunnable(err) {
@@ -129,7 +129,7 @@ func (c Child) once(ctx context.Context, log *slog.Logger) error {
 
 	out := c.Output
 	if out == nil {
-		lines := &lineLog{log: log}
+		lines := &lineLog{log: log, max: maxLine}
 		defer lines.flush()
 		out = lines
 	}

@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -46,12 +45,13 @@ func Cluster(t testing.TB) *ClusterEnv {
 		t.Fatal(err)
 	}
 	var starts atomic.Int32
-	stop := start(proc.Child{
+	child := proc.Child{
 		Name: "devcluster", Path: binary, Log: logger(t), Output: log, DieWithParent: true,
 		Args:      []string{"up", "--dir", dir, "--node-name", node, "--unsafe-no-fsync"},
 		StopBound: 20 * time.Second,
 		Started:   func(int) { starts.Add(1) },
-	})
+	}
+	stop := start(child.Run)
 	t.Cleanup(func() {
 		if err := errors.Join(stop(), log.Close()); err != nil {
 			t.Errorf("devcluster: %v", err)
@@ -72,21 +72,4 @@ func Cluster(t testing.TB) *ClusterEnv {
 		return nil
 	})
 	return c
-}
-
-// start runs the child until stop is called, which returns what Run did. A
-// later call returns the same.
-func start(c proc.Child) (stop func() error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	var err error
-	go func() {
-		defer close(done)
-		err = c.Run(ctx)
-	}()
-	return func() error {
-		cancel()
-		<-done
-		return err
-	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,7 @@ type ContainerdEnv struct {
 	// CgroupParent is for the pods' CgroupParent: a path to add elements to, or
 	// with systemd the name of a slice. All below it is removed with the test.
 	CgroupParent string
+	Subnet       netip.Prefix // of the pods; its first address is this machine's
 	Daemon       *containerd.Daemon
 
 	t    testing.TB
@@ -47,7 +49,7 @@ func Containerd(t testing.TB, options ...func(*containerd.Config)) *ContainerdEn
 	Tool(t, "runc")
 	pause, busybox := Image(t, "pause"), Image(t, "busybox")
 
-	s := takeSlot(t)
+	s := takeSlot(t, true)
 	config := containerd.Config{
 		Dir:            s.dir,
 		BinDirs:        []string{bin},
@@ -65,13 +67,13 @@ func Containerd(t testing.TB, options ...func(*containerd.Config)) *ContainerdEn
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &ContainerdEnv{Socket: d.Socket(), Dir: s.dir, Runtimes: d.Handlers(), Daemon: d, CgroupParent: "/" + s.cgroup, t: t}
+	e := &ContainerdEnv{Socket: d.Socket(), Dir: s.dir, Runtimes: d.Handlers(), Daemon: d, CgroupParent: "/" + s.cgroup, Subnet: s.subnet, t: t}
 	if d.Host().Systemd {
 		e.CgroupParent = s.cgroup + ".slice"
 	}
 	e.purge(s) // what a killed run has left
 	t.Cleanup(func() { e.purge(s) })
-	e.run()
+	e.stop = start(d.Run)
 	t.Cleanup(e.shutDown)
 
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
@@ -119,17 +121,6 @@ func (e *ContainerdEnv) Ready() {
 	defer cancel()
 	if err := e.Daemon.Ready(ctx); err != nil {
 		e.t.Fatal(err)
-	}
-}
-
-// run keeps the daemon running until stop is called.
-func (e *ContainerdEnv) run() {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- e.Daemon.Run(ctx) }()
-	e.stop = func() error {
-		cancel()
-		return <-done
 	}
 }
 

@@ -55,12 +55,13 @@ func Postgres(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop := start(proc.Child{
+	server := proc.Child{
 		Name: "postgres", Path: filepath.Join(bin, "postgres"), Dir: dir, Log: logger(t), Output: log,
 		DieWithParent: true, Credential: as, StopSignal: syscall.SIGINT, // a fast shutdown, not waiting for clients
 		Args: []string{"-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "unix_socket_permissions=0700",
 			"-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200"},
-	})
+	}
+	stop := start(server.Run)
 	t.Cleanup(func() {
 		if err := errors.Join(stop(), log.Close()); err != nil {
 			t.Errorf("postgres: %v", err)

@@ -17,61 +17,98 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// A test that fails with a container running leaves nothing behind.
+// A test leaves nothing behind that fails with a container running, nor one
+// whose process was killed: its containerd is gone, its sandbox is not.
 func TestContainerdRemovesEveryTrace(t *testing.T) {
 	RequireRoot(t)
-	var env *ContainerdEnv
-	var bridge string
-	r := record(t, func(t testing.TB) {
-		env = Containerd(t)
-		conn, err := grpc.NewClient("unix://"+env.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-		if err != nil {
-			t.Fatal(err)
+	for _, c := range []struct {
+		runtime string
+		killed  bool
+	}{{"runc", false}, {"runc", true}, {"runsc", true}} {
+		killed := c.killed
+		var env *ContainerdEnv
+		var name, sandbox string
+		r := record(t, func(t testing.TB) {
+			env = Containerd(t)
+			if !env.Has(c.runtime) {
+				t.Skipf("no %s here", c.runtime)
+			}
+			name = strings.TrimPrefix(strings.TrimSuffix(env.CgroupParent, ".slice"), "/")
+			sandbox = runSandbox(t, env, c.runtime)
+			for what, found := range traces(t, env.Dir, name, sandbox) {
+				if !found {
+					t.Fatalf("the test is blind to %s", what)
+				}
+			}
+			if killed {
+				if err := env.stop(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Fatal("on purpose")
+		})
+		if r.skipped != "" {
+			t.Skip(r.skipped)
 		}
-		defer conn.Close()
-		config := &runtimev1.PodSandboxConfig{
-			Metadata: &runtimev1.PodSandboxMetadata{Name: "left", Namespace: "test", Uid: "left"},
-			Linux:    &runtimev1.LinuxPodSandboxConfig{CgroupParent: env.CgroupParent + "/left"},
+		if !strings.HasPrefix(r.failed, "on purpose") || !killed && r.failed != "on purpose" {
+			t.Errorf("failed with %q", r.failed)
 		}
-		if _, err := runtimev1.NewRuntimeServiceClient(conn).RunPodSandbox(t.Context(), &runtimev1.RunPodSandboxRequest{Config: config}); err != nil {
-			t.Fatal(err)
+		for what, found := range traces(t, env.Dir, name, sandbox) {
+			if found {
+				t.Errorf("%+v: left behind: %s", c, what)
+			}
 		}
-		bridge = strings.TrimPrefix(strings.TrimSuffix(env.CgroupParent, ".slice"), "/")
-		if _, err := net.InterfaceByName(bridge); err != nil {
-			t.Fatalf("the bridge %s: %v", bridge, err)
-		}
-		t.Fatal("on purpose")
-	})
-	if env == nil {
-		t.Skipf("no containerd: %s%s", r.skipped, r.failed)
 	}
-	if r.failed != "on purpose" {
-		t.Errorf("failed with %q", r.failed)
+}
+
+func runSandbox(t testing.TB, env *ContainerdEnv, runtime string) (id string) {
+	conn, err := grpc.NewClient("unix://"+env.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := os.Stat(env.Dir); !os.IsNotExist(err) {
-		t.Errorf("%s: %v", env.Dir, err)
+	defer conn.Close()
+	config := &runtimev1.PodSandboxConfig{
+		Metadata:     &runtimev1.PodSandboxMetadata{Name: "left", Namespace: "test", Uid: "left"},
+		PortMappings: []*runtimev1.PortMapping{{Protocol: runtimev1.Protocol_TCP, ContainerPort: 80, HostPort: int32(FreePort(t)), HostIp: "127.0.0.1"}},
+		Linux:        &runtimev1.LinuxPodSandboxConfig{CgroupParent: env.CgroupParent + "/left"},
 	}
-	if _, err := net.InterfaceByName(bridge); err == nil {
-		t.Errorf("the bridge %s is there", bridge)
+	r, err := runtimev1.NewRuntimeServiceClient(conn).RunPodSandbox(t.Context(), &runtimev1.RunPodSandboxRequest{Config: config, RuntimeHandler: runtime})
+	if err != nil {
+		t.Fatal(err)
 	}
+	return r.PodSandboxId
+}
+
+// traces tells what a containerd and its sandbox have on the machine.
+func traces(t testing.TB, dir, name, sandbox string) map[string]bool {
+	found := map[string]bool{}
+	_, err := os.Stat(dir)
+	found["the directory"] = err == nil
+	_, err = net.InterfaceByName(name)
+	found["the bridge"] = err == nil
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(string(mounts), env.Dir+"/") {
-		t.Errorf("mounts are left in %s", env.Dir)
-	}
+	found["mounts"] = strings.Contains(string(mounts), dir+"/")
 	for _, pattern := range []string{"", "*"} {
-		if left, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", pattern, bridge+"*")); len(left) > 0 {
-			t.Errorf("cgroups are left: %q", left)
-		}
+		left, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", pattern, name+"*"))
+		found["cgroups"] = found["cgroups"] || len(left) > 0
 	}
+	found["processes"] = false
 	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range cmdlines {
-		if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), env.Dir+"/") {
-			t.Errorf("a process is left: %q", b)
+		if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), dir+"/") {
+			found["processes"] = true
 		}
 	}
+	rules, err := exec.CommandContext(t.Context(), Tool(t, "nft"), "list", "ruleset").CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft: %v: %s", err, rules)
+	}
+	found["rules of the network"] = strings.Contains(string(rules), "id: "+sandbox[:12])
+	found["rules of the port"] = strings.Contains(string(rules), `comment "`+sandbox)
+	return found
 }
 
 func TestCluster(t *testing.T) {

@@ -10,6 +10,7 @@
 package testenv
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -139,6 +140,23 @@ func poll(timeout time.Duration, f func() error) error {
 			return fmt.Errorf("not within %v: %w", timeout, err)
 		}
 		time.Sleep(pause)
+	}
+}
+
+// start runs a part until stop is called, which returns what run did. A later
+// call returns the same.
+func start(run func(context.Context) error) (stop func() error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	var err error
+	go func() {
+		defer close(done)
+		err = run(ctx)
+	}()
+	return func() error {
+		cancel()
+		<-done
+		return err
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -99,6 +100,31 @@ func TestToolPrefersTheBuiltOne(t *testing.T) {
 	}
 }
 
+// The script that fills the cache and the helpers that use it mean the same
+// directory.
+func TestCacheIsTheScripts(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip(err)
+	}
+	for _, env := range []map[string]string{
+		{"CUMULET_CACHE": "/a/b", "XDG_CACHE_HOME": "/x", "HOME": "/h"},
+		{"CUMULET_CACHE": "", "XDG_CACHE_HOME": "/x", "HOME": "/h"},
+		{"CUMULET_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/h"},
+	} {
+		for k, v := range env {
+			t.Setenv(k, v)
+		}
+		want, err := exec.CommandContext(t.Context(), bash, "../../hack/tools.sh", "--print-cache").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := cacheDir(); err != nil || got != strings.TrimSpace(string(want)) {
+			t.Errorf("%v: %q, %v; the script has %q", env, got, err, want)
+		}
+	}
+}
+
 func TestEventually(t *testing.T) {
 	calls := 0
 	r := record(t, func(t testing.TB) {
@@ -132,7 +158,7 @@ func TestFreePortIsFree(t *testing.T) {
 func TestSlotsDoNotClash(t *testing.T) {
 	seen := map[string]bool{}
 	for range 8 {
-		s := takeSlot(t)
+		s := takeSlot(t, false)
 		for _, v := range []string{s.dir, s.bridge, s.subnet.String(), s.cgroup + " (cgroup)"} {
 			if seen[v] {
 				t.Errorf("%s is given twice", v)

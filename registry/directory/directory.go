@@ -119,7 +119,7 @@ func (s *Store) CreateAccount(ctx context.Context, a registry.Account, password 
 	if err := validateAccount(a); err != nil {
 		return err
 	}
-	if err := registry.ValidatePassword("password", password); err != nil {
+	if err := registry.ValidatePassword("password", a.Kind, password); err != nil {
 		return err
 	}
 	hash, err := s.hash(ctx, password)
@@ -157,7 +157,11 @@ func validateAccount(a registry.Account) error {
 
 // SetPassword changes a password and revokes the account's offline tokens.
 func (s *Store) SetPassword(ctx context.Context, name, password string) error {
-	if err := registry.ValidatePassword("password", password); err != nil {
+	account, err := s.Account(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := registry.ValidatePassword("password", account.Kind, password); err != nil {
 		return err
 	}
 	hash, err := s.hash(ctx, password)

@@ -14,7 +14,7 @@ import (
 	"cumulet.io/registry"
 )
 
-// provenFor is how long a password found right need not be hashed again. A changed password counts at once all the
+// provenFor is how long after its last use a password found right need not be hashed again. A changed password counts at once all the
 // same, since the stored hash is part of what is remembered.
 const (
 	provenFor = 5 * time.Minute
@@ -29,17 +29,12 @@ type proof struct {
 // Authenticate checks a password. client is the caller's network address without port, for the throttle. A wrong
 // password and a missing account give the same error of class ErrUnauthenticated after the same work; too many tries
 // give ErrExhausted with RetryAfter, whether or not the account exists and the password is right.
+//
+// Service accounts are not locked out: their passwords are too long to guess, and a tenant's instance that shares its
+// machine's address with a platform component must not be able to stop that component.
 func (s *Store) Authenticate(ctx context.Context, name, password, client string) (*registry.Account, error) {
 	if registry.ValidateAccount("name", name) != nil || len(password) > registry.MaxPasswordLength {
 		return nil, wrongPassword() // can never be right: nothing to protect, nothing to remember
-	}
-	stripe := s.stripe(name, client)
-	if err := acquire(ctx, stripe); err != nil {
-		return nil, err
-	}
-	defer func() { <-stripe }()
-	if err := s.mayTry(name, client); err != nil {
-		return nil, err
 	}
 	account, hash, err := s.account(ctx, name)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -47,14 +42,35 @@ func (s *Store) Authenticate(ctx context.Context, name, password, client string)
 	} else if err != nil {
 		return nil, err
 	}
-	ok, err := s.check(ctx, name, client, password, hash)
-	if err != nil {
+	service := account != nil && account.Kind == registry.Service
+	if service && s.isProven(name, password, hash) {
+		return account, nil // at once, past any queue of guesses
+	}
+	stripe := s.stripe(name, client)
+	if err := acquire(ctx, stripe); err != nil {
 		return nil, err
+	}
+	defer func() { <-stripe }()
+	mayTry := func() error {
+		if service {
+			return nil
+		}
+		return s.mayTry(name, client)
+	}
+	if err := mayTry(); err != nil {
+		return nil, err
+	}
+	ok := s.isProven(name, password, hash)
+	if !ok {
+		if ok, err = s.check(ctx, password, hash, mayTry); err != nil {
+			return nil, err
+		}
 	}
 	if !ok || account == nil {
 		s.throttle.failed(name, client)
 		return nil, wrongPassword()
 	}
+	s.prove(name, password, hash)
 	s.throttle.succeeded(name, client)
 	return account, nil
 }
@@ -71,27 +87,38 @@ func (s *Store) mayTry(name, client string) error {
 	return nil
 }
 
-// check compares with the stored hash, by memory where the same was found right lately.
-func (s *Store) check(ctx context.Context, name, client, password, hash string) (bool, error) {
+// digest is what is remembered of a password and the hash that it was checked against.
+func (s *Store) digest(password, hash string) [32]byte {
 	mac := hmac.New(sha256.New, s.proveKey[:])
 	mac.Write([]byte(hash + "\x00" + password))
-	digest := [32]byte(mac.Sum(nil))
-	if known, ok := s.proven.Get(name); ok && s.now().Before(known.until) && hmac.Equal(known.digest[:], digest[:]) {
-		return true, nil
+	return [32]byte(mac.Sum(nil))
+}
+
+func (s *Store) isProven(name, password, hash string) bool {
+	known, ok := s.proven.Get(name)
+	digest := s.digest(password, hash)
+	if !ok || !s.now().Before(known.until) || !hmac.Equal(known.digest[:], digest[:]) {
+		return false
 	}
+	s.prove(name, password, hash)
+	return true
+}
+
+func (s *Store) prove(name, password, hash string) {
+	s.proven.Add(name, proof{digest: s.digest(password, hash), until: s.now().Add(provenFor)})
+}
+
+// check hashes the password and compares, when it is this caller's turn and mayTry, asked again, lets it.
+func (s *Store) check(ctx context.Context, password, hash string, mayTry func() error) (bool, error) {
 	if err := acquire(ctx, s.hashing); err != nil {
 		return false, err
 	}
 	defer func() { <-s.hashing }()
 	// Others may have failed while this one waited.
-	if err := s.mayTry(name, client); err != nil {
+	if err := mayTry(); err != nil {
 		return false, err
 	}
-	ok, err := checkPassword(password, hash)
-	if ok && hash != s.decoy {
-		s.proven.Add(name, proof{digest: digest, until: s.now().Add(provenFor)})
-	}
-	return ok, err
+	return checkPassword(password, hash)
 }
 
 func (s *Store) hash(ctx context.Context, password string) (string, error) {

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,8 +40,7 @@ func hashOffline(token string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// NewOfflineToken makes a token with which account may get hubtokens for audience without a password, until it is
-// revoked, its password changes or it has not been used for half a year. client is what the caller calls itself.
+// NewOfflineToken makes a token, marked with an audience, that stands for the account's password until it is revoked, its password changes or it has not been used for half a year. client is what the caller calls itself.
 func (s *Store) NewOfflineToken(ctx context.Context, account, audience, client string) (string, error) {
 	client = strings.ToValidUTF8(client, "?")
 	if len(client) > 100 {
@@ -64,9 +64,9 @@ func (s *Store) NewOfflineToken(ctx context.Context, account, audience, client s
 	return token, nil
 }
 
-// UseOfflineToken gives the account behind a token, when it is for audience; an error of class ErrUnauthenticated
-// when it is not known, too old, or for another audience.
-func (s *Store) UseOfflineToken(ctx context.Context, token, audience string) (*registry.Account, error) {
+// UseOfflineToken gives the account behind a token that was made for one of the audiences; an error of class
+// ErrUnauthenticated when it is not known, too old, or for another audience.
+func (s *Store) UseOfflineToken(ctx context.Context, token string, audiences ...string) (*registry.Account, error) {
 	unknown := problem.New(problem.ErrUnauthenticated, "the refresh token is not valid: log in again")
 	if !strings.HasPrefix(token, offlinePrefix) || len(token) > 256 {
 		return nil, unknown
@@ -84,7 +84,7 @@ func (s *Store) UseOfflineToken(ctx context.Context, token, audience string) (*r
 	}
 	now := s.now()
 	idle := now.Sub(time.Unix(0, used))
-	if aud != audience || idle > offlineIdle {
+	if !slices.Contains(audiences, aud) || idle > offlineIdle {
 		return nil, unknown
 	}
 	if idle > offlineTouch {

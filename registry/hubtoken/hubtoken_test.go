@@ -267,6 +267,34 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+func TestRotateIfOlder(t *testing.T) {
+	clk := newClock()
+	path := filepath.Join(t.TempDir(), "k.json")
+	var rings []*Keys
+	for range 4 {
+		k, err := OpenKeys(KeysConfig{Path: path, Now: clk.now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rings = append(rings, k)
+	}
+	for day, want := range []int{1, 1, 2, 2} {
+		var wg sync.WaitGroup
+		for _, k := range rings {
+			wg.Go(func() {
+				if err := k.RotateIfOlder(36 * time.Hour); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if pub, err := rings[0].Public(); err != nil || len(pub) != want {
+			t.Errorf("day %d: %d keys, %v, want %d", day, len(pub), err, want)
+		}
+		clk.advance(23 * time.Hour)
+	}
+}
+
 func kidOf(t testing.TB, token string) string {
 	t.Helper()
 	kid, err := peekKID(token)

@@ -2,7 +2,6 @@ package hubtoken
 
 import (
 	"cmp"
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -130,28 +129,21 @@ func (k *Keys) Rotate() error {
 	return nil
 }
 
-// Run rotates whenever the signing key is older than every, until ctx ends; every must be positive.
-func (k *Keys) Run(ctx context.Context, every time.Duration) error {
-	for {
-		signing, err := k.signing()
-		if err != nil {
+// RotateIfOlder rotates when the signing key is older than age; of several processes that ask at once, one does.
+func (k *Keys) RotateIfOlder(age time.Duration) error {
+	err := k.locked(func() error {
+		if err := k.load(); err != nil {
 			return err
 		}
-		wait := signing.created.Add(every).Sub(k.cfg.Now())
-		if wait <= 0 {
-			if err := k.Rotate(); err != nil {
-				return err
-			}
-			continue
-		}
-		timer := time.NewTimer(min(wait, time.Hour))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if k.cfg.Now().Sub(k.keys[0].created) <= age {
 			return nil
-		case <-timer.C:
 		}
+		return k.addKey()
+	})
+	if err != nil {
+		return fmt.Errorf("rotate token keys: %w", err)
 	}
+	return nil
 }
 
 // Public gives every key that may still verify a token, the signing one first.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -47,7 +48,7 @@ func (h *logHook) Fire(e *logrus.Entry) error {
 	if e.Level <= logrus.ErrorLevel {
 		level = slog.LevelError
 	}
-	if clientFault(e) {
+	if clientFault(e) || strings.HasPrefix(e.Message, "Image index completeness validation") { // our choice, see configuration
 		level = slog.LevelDebug
 	}
 	ctx := e.Context
@@ -64,12 +65,11 @@ func (h *logHook) Fire(e *logrus.Entry) error {
 		}
 	}
 	slices.Sort(fields)
-	attrs := make([]slog.Attr, 0, len(fields))
+	record := slog.NewRecord(e.Time, level, e.Message, 0)
 	for _, k := range fields {
-		attrs = append(attrs, slog.String(k, fmt.Sprint(e.Data[k])))
+		record.AddAttrs(slog.String(k, fmt.Sprint(e.Data[k])))
 	}
-	h.logger.LogAttrs(ctx, level, e.Message, attrs...)
-	return nil
+	return h.logger.Handler().Handle(ctx, record)
 }
 
 // clientFault tells of entries that are about a request that was answered 4xx.

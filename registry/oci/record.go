@@ -3,6 +3,7 @@ package oci
 import (
 	"context"
 	"errors"
+	"io"
 	"slices"
 	"time"
 
@@ -78,6 +79,34 @@ func (t *recordedTags) Tag(ctx context.Context, tag string, desc v1.Descriptor) 
 		return err
 	}
 	return t.repository.announce(ctx, desc, tag)
+}
+
+// List implements distribution.TagService. The core makes a tag's directory before the tag: what a crash left between
+// the two, or a push is about to fill, is not listed.
+func (t *recordedTags) List(ctx context.Context, limit int, last string) ([]string, error) {
+	var out []string
+	for {
+		page, err := t.TagService.List(ctx, limit, last)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		for _, tag := range page {
+			last = tag
+			var unknown distribution.ErrTagUnknown
+			switch _, getErr := t.Get(ctx, tag); {
+			case errors.As(getErr, &unknown):
+				continue
+			case getErr != nil:
+				return nil, getErr
+			}
+			if out = append(out, tag); len(out) == limit {
+				return out, nil
+			}
+		}
+		if err != nil || len(page) == 0 {
+			return out, io.EOF // the core's sign for the last page
+		}
+	}
 }
 
 func (r *recordedRepository) announce(ctx context.Context, desc v1.Descriptor, tag string) error {

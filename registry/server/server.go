@@ -152,12 +152,20 @@ func (s *Server) routes() {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
 
-// Run replaces signing keys when they are old, until ctx ends.
+// Run replaces the signing key when it is old, until ctx ends. A fault is logged and tried again: the old key serves.
 func (s *Server) Run(ctx context.Context) error {
-	if err := s.keys.Run(ctx, s.cfg.RotateEvery); err != nil {
-		return fmt.Errorf("registry: %w", err)
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		if err := s.keys.RotateIfOlder(s.cfg.RotateEvery); err != nil {
+			s.cfg.Logger.ErrorContext(ctx, "the signing key is not replaced", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
 	}
-	return nil
 }
 
 // Close ends background work. The database stays open.

@@ -127,7 +127,9 @@ func (s *Service) post(w http.ResponseWriter, r *http.Request) {
 	case "password":
 		p, err = s.login(r.Context(), form.Get("username"), form.Get("password"), clientAddress(r))
 	case "refresh_token":
-		p.account, err = s.cfg.Offline.UseOfflineToken(r.Context(), form.Get("refresh_token"), audience)
+		// One that was got for cis is the login of a user's command line and serves every service; any other serves its
+		// own alone, so that what docker login leaves on a disk runs no instances.
+		p.account, err = s.cfg.Offline.UseOfflineToken(r.Context(), form.Get("refresh_token"), audience, hubtoken.AudienceCIS)
 	default:
 		oauthRefuse(w, http.StatusBadRequest, "unsupported_grant_type", "use password or refresh_token")
 		return

@@ -36,8 +36,8 @@ type Directory interface {
 // OfflineTokens keeps tokens that get hubtokens without a password. Safe for concurrent use.
 type OfflineTokens interface {
 	NewOfflineToken(ctx context.Context, account, audience, client string) (string, error)
-	// UseOfflineToken gives the account, or ErrUnauthenticated.
-	UseOfflineToken(ctx context.Context, token, audience string) (*registry.Account, error)
+	// UseOfflineToken gives the account of a token made for one of the audiences, or ErrUnauthenticated.
+	UseOfflineToken(ctx context.Context, token string, audiences ...string) (*registry.Account, error)
 	RevokeOfflineToken(ctx context.Context, token string) error
 }
 
@@ -123,7 +123,11 @@ func (s *Service) login(ctx context.Context, username, password, client string) 
 	}
 	account, err := s.cfg.Directory.Authenticate(ctx, username, password, client)
 	if errors.Is(err, problem.ErrUnauthenticated) || errors.Is(err, problem.ErrExhausted) {
-		s.cfg.Logger.InfoContext(ctx, "login refused", "account", username, "client", client, "reason", err)
+		name := username
+		if registry.ValidateAccount("", name) != nil {
+			name = "" // whatever was typed there: it may be a password
+		}
+		s.cfg.Logger.InfoContext(ctx, "login refused", "account", name, "client", client, "reason", err)
 	}
 	return principal{account: account}, err
 }

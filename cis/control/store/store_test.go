@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,19 +19,41 @@ import (
 	"cumulet.io/cis/control/store"
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
+	"cumulet.io/internal/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// databases runs the conformance suite on each database that is there.
-func databases(t *testing.T, f func(t *testing.T, open func() *sqldb.DB)) {
+// TestConformance runs every suite on each database that is there, each on an empty one.
+func TestConformance(t *testing.T) {
+	suites := []struct {
+		name string
+		run  func(t *testing.T, open func() *sqldb.DB)
+	}{{"store", testStore}, {"sealed", testSealed}, {"list", testList}, {"events", testEvents}, {"prune", testPrune}}
 	t.Run("sqlite", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "cis.db")
-		f(t, func() *sqldb.DB { return openDB(t, "sqlite:"+path) })
+		for _, suite := range suites {
+			t.Run(suite.name, func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "cis.db")
+				suite.run(t, func() *sqldb.DB { return openDB(t, "sqlite:"+path) })
+			})
+		}
 	})
 	t.Run("postgres", func(t *testing.T) {
-		dsn := postgres(t)
-		f(t, func() *sqldb.DB { return openDB(t, dsn) })
+		server, err := url.Parse(testenv.Postgres(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		admin := openDB(t, server.String())
+		for _, suite := range suites {
+			t.Run(suite.name, func(t *testing.T) {
+				if _, err := admin.ExecContext(t.Context(), "CREATE DATABASE "+suite.name); err != nil {
+					t.Fatal(err)
+				}
+				mine := *server
+				mine.Path = "/" + suite.name
+				suite.run(t, func() *sqldb.DB { return openDB(t, mine.String()) })
+			})
+		}
 	})
 }
 
@@ -122,239 +145,229 @@ func setPhase(t testing.TB, s *store.Store, id string, p cis.Phase) *cis.Instanc
 	return in
 }
 
-func TestStore(t *testing.T) {
-	databases(t, func(t *testing.T, open func() *sqldb.DB) {
-		db := open()
-		c := &clock{now: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)}
-		s := openStore(t, db, c)
+func testStore(t *testing.T, open func() *sqldb.DB) {
+	db := open()
+	c := &clock{now: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)}
+	s := openStore(t, db, c)
 
-		in, created := create(t, s, "acme", "k1", spec("one"))
-		if !created || in.Version != 1 || in.Status.Phase != cis.Pending || !cis.ValidID(in.ID) {
-			t.Fatalf("created %v, %+v", created, in)
+	in, created := create(t, s, "acme", "k1", spec("one"))
+	if !created || in.Version != 1 || in.Status.Phase != cis.Pending || !cis.ValidID(in.ID) {
+		t.Fatalf("created %v, %+v", created, in)
+	}
+	again, created := create(t, s, "acme", "k1", spec("one"))
+	if created || again.ID != in.ID {
+		t.Errorf("the same key made %v, %s; want %s", created, again.ID, in.ID)
+	}
+	if _, _, err := tryCreate(t.Context(), s, "acme", "k1", spec("two"), nil); !errors.Is(err, problem.ErrConflict) {
+		t.Errorf("same key, other spec: %v; want a conflict", err)
+	}
+	if other, created := create(t, s, "umbrella", "k1", spec("one")); !created || other.ID == in.ID {
+		t.Error("the key of another org is not the same key")
+	}
+	if _, err := s.Get(t.Context(), "umbrella", in.ID); !errors.Is(err, problem.ErrNotFound) {
+		t.Errorf("another org's instance: %v; want not found", err)
+	}
+	full := errors.New("full")
+	if _, _, err := tryCreate(t.Context(), s, "acme", "k9", spec("x"), func(ofOrg, total store.Usage) error {
+		if ofOrg.Instances != 1 || total.Instances != 2 || ofOrg.MilliCPU == 0 || total.MemoryMiB == 0 {
+			t.Errorf("usage %+v of %+v", ofOrg, total)
 		}
-		again, created := create(t, s, "acme", "k1", spec("one"))
-		if created || again.ID != in.ID {
-			t.Errorf("the same key made %v, %s; want %s", created, again.ID, in.ID)
-		}
-		if _, _, err := tryCreate(t.Context(), s, "acme", "k1", spec("two"), nil); !errors.Is(err, problem.ErrConflict) {
-			t.Errorf("same key, other spec: %v; want a conflict", err)
-		}
-		if other, created := create(t, s, "umbrella", "k1", spec("one")); !created || other.ID == in.ID {
-			t.Error("the key of another org is not the same key")
-		}
-		if _, err := s.Get(t.Context(), "umbrella", in.ID); !errors.Is(err, problem.ErrNotFound) {
-			t.Errorf("another org's instance: %v; want not found", err)
-		}
-		full := errors.New("full")
-		if _, _, err := tryCreate(t.Context(), s, "acme", "k9", spec("x"), func(ofOrg, total store.Usage) error {
-			if ofOrg.Instances != 1 || total.Instances != 2 || ofOrg.MilliCPU == 0 || total.MemoryMiB == 0 {
-				t.Errorf("usage %+v of %+v", ofOrg, total)
-			}
-			return full
-		}); !errors.Is(err, full) {
-			t.Errorf("refused admission gave %v", err)
-		}
+		return full
+	}); !errors.Is(err, full) {
+		t.Errorf("refused admission gave %v", err)
+	}
 
-		running := setPhase(t, s, in.ID, cis.Running)
-		if running.Version != 3 || running.Status.Phase != cis.Running {
-			t.Errorf("update gave version %d, %s", running.Version, running.Status.Phase)
-		}
-		// Files are replaced; the key still stands for the spec that was created.
-		if _, err := s.Update(t.Context(), in.ID, func(in *cis.Instance) (store.Changed, error) {
-			in.Spec.Volumes = []cis.Volume{{Name: "v", Files: &cis.FilesVolume{Files: []cis.File{{Path: "a", Data: []byte("new")}}}}}
-			return store.ChangedSpec, nil
-		}); err != nil {
-			t.Fatal(err)
-		}
-		if again, created := create(t, s, "acme", "k1", spec("one")); created || again.ID != in.ID {
-			t.Error("after an update of files the key no longer finds its instance")
-		}
-		if err := s.Record(t.Context(), cis.Event{Instance: in.ID, Type: cis.Normal, Reason: "Pulled", Message: "ok"}); err != nil {
-			t.Fatal(err)
-		}
+	running := setPhase(t, s, in.ID, cis.Running)
+	if running.Version != 3 || running.Status.Phase != cis.Running {
+		t.Errorf("update gave version %d, %s", running.Version, running.Status.Phase)
+	}
+	// Files are replaced; the key still stands for the spec that was created.
+	if _, err := s.Update(t.Context(), in.ID, func(in *cis.Instance) (store.Changed, error) {
+		in.Spec.Volumes = []cis.Volume{{Name: "v", Files: &cis.FilesVolume{Files: []cis.File{{Path: "a", Data: []byte("new")}}}}}
+		return store.ChangedSpec, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if again, created := create(t, s, "acme", "k1", spec("one")); created || again.ID != in.ID {
+		t.Error("after an update of files the key no longer finds its instance")
+	}
+	if err := s.Record(t.Context(), cis.Event{Instance: in.ID, Type: cis.Normal, Reason: "Pulled", Message: "ok"}); err != nil {
+		t.Fatal(err)
+	}
 
-		// A new store on the same tables knows the same.
-		s2 := openStore(t, db, c)
-		got, err := s2.Get(t.Context(), "acme", in.ID)
-		if err != nil || got.Status.Phase != cis.Running || got.Version != 4 || string(got.Spec.Volumes[0].Files.Files[0].Data) != "new" || !got.CreatedAt.Equal(in.CreatedAt) {
-			t.Fatalf("after reopening: %+v, %v", got, err)
-		}
-		if u, total := s2.Usage("acme"); u.Instances != 1 || total.Instances != 2 {
-			t.Errorf("after reopening usage is %+v of %+v", u, total)
-		}
-		if live := s2.Live(in.ID); live.Spec.Containers[0].Env[0].Value != secret {
-			t.Error("the engine does not get the secrets")
-		}
-		if got.Spec.Containers[0].Env[0].Value != "" || got.Spec.RegistryAuth[0].Password != "" {
-			t.Error("an answer holds secrets")
-		}
-		var version int64
-		if err := db.QueryRowContext(t.Context(), `SELECT value FROM cis_meta WHERE name = 'version'`).Scan(&version); err != nil || version != 5 {
-			t.Errorf("sequence is %d (%v), want 5", version, err)
-		}
-	})
+	// A new store on the same tables knows the same.
+	s2 := openStore(t, db, c)
+	got, err := s2.Get(t.Context(), "acme", in.ID)
+	if err != nil || got.Status.Phase != cis.Running || got.Version != 4 || string(got.Spec.Volumes[0].Files.Files[0].Data) != "new" || !got.CreatedAt.Equal(in.CreatedAt) {
+		t.Fatalf("after reopening: %+v, %v", got, err)
+	}
+	if u, total := s2.Usage("acme"); u.Instances != 1 || total.Instances != 2 {
+		t.Errorf("after reopening usage is %+v of %+v", u, total)
+	}
+	if live := s2.Live(in.ID); live.Spec.Containers[0].Env[0].Value != secret {
+		t.Error("the engine does not get the secrets")
+	}
+	if got.Spec.Containers[0].Env[0].Value != "" || got.Spec.RegistryAuth[0].Password != "" {
+		t.Error("an answer holds secrets")
+	}
+	var version int64
+	if err := db.QueryRowContext(t.Context(), `SELECT value FROM cis_meta WHERE name = 'version'`).Scan(&version); err != nil || version != 5 {
+		t.Errorf("sequence is %d (%v), want 5", version, err)
+	}
 }
 
-func TestSealed(t *testing.T) {
-	databases(t, func(t *testing.T, open func() *sqldb.DB) {
-		db := open()
-		s := openStore(t, db, nil)
-		create(t, s, "acme", "k1", spec("one"))
-		rows, err := db.QueryContext(t.Context(), `SELECT spec FROM cis_instances`)
-		if err != nil {
+func testSealed(t *testing.T, open func() *sqldb.DB) {
+	db := open()
+	s := openStore(t, db, nil)
+	create(t, s, "acme", "k1", spec("one"))
+	rows, err := db.QueryContext(t.Context(), `SELECT spec FROM cis_instances`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var b []byte
+		if err := rows.Scan(&b); err != nil {
 			t.Fatal(err)
 		}
-		defer rows.Close()
-		for rows.Next() {
-			var b []byte
-			if err := rows.Scan(&b); err != nil {
-				t.Fatal(err)
-			}
-			if bytes.Contains(b, []byte(secret)) || bytes.Contains(b, []byte("registry.test")) {
-				t.Error("the spec is readable at rest")
-			}
+		if bytes.Contains(b, []byte(secret)) || bytes.Contains(b, []byte("registry.test")) {
+			t.Error("the spec is readable at rest")
 		}
-		if err := rows.Err(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := store.Open(t.Context(), store.Config{DB: db, Key: store.Key{9}}); err == nil || !strings.Contains(err.Error(), "key file") {
-			t.Errorf("opening with another key gave %v", err)
-		}
-	})
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Open(t.Context(), store.Config{DB: db, Key: store.Key{9}}); err == nil || !strings.Contains(err.Error(), "key file") {
+		t.Errorf("opening with another key gave %v", err)
+	}
 }
 
-func TestList(t *testing.T) {
-	databases(t, func(t *testing.T, open func() *sqldb.DB) {
-		s := openStore(t, open(), &clock{now: time.Unix(1e9, 0)})
-		var want []string
-		for i := range 25 {
-			in, _ := create(t, s, "acme", fmt.Sprint("k", i), spec([]string{"a", "b"}[i%2]))
-			want = append(want, in.ID)
-			create(t, s, "other", fmt.Sprint("k", i), spec("a"))
-		}
-		setPhase(t, s, want[3], cis.Failed)
-		for name, tt := range map[string]struct {
-			req  cis.ListRequest
-			want func(i int) bool
-		}{
-			"all":    {cis.ListRequest{Limit: 7}, func(int) bool { return true }},
-			"live":   {cis.ListRequest{Limit: 10, Live: true}, func(i int) bool { return i != 3 }},
-			"label":  {cis.ListRequest{Limit: 5, Labels: map[string]string{"app": "b"}}, func(i int) bool { return i%2 == 1 }},
-			"node":   {cis.ListRequest{Node: "vk-1"}, func(int) bool { return true }},
-			"nobody": {cis.ListRequest{Node: "vk-2"}, func(int) bool { return false }},
-		} {
-			t.Run(name, func(t *testing.T) {
-				var got, exp []string
-				for {
-					page, err := s.List(t.Context(), "acme", tt.req)
-					if err != nil {
-						t.Fatal(err)
-					}
-					for _, in := range page.Items {
-						got = append(got, in.ID)
-					}
-					if page.Next == "" {
-						break
-					}
-					tt.req.Cursor = page.Next
+func testList(t *testing.T, open func() *sqldb.DB) {
+	s := openStore(t, open(), &clock{now: time.Unix(1e9, 0)})
+	var want []string
+	for i := range 25 {
+		in, _ := create(t, s, "acme", fmt.Sprint("k", i), spec([]string{"a", "b"}[i%2]))
+		want = append(want, in.ID)
+		create(t, s, "other", fmt.Sprint("k", i), spec("a"))
+	}
+	setPhase(t, s, want[3], cis.Failed)
+	for name, tt := range map[string]struct {
+		req  cis.ListRequest
+		want func(i int) bool
+	}{
+		"all":    {cis.ListRequest{Limit: 7}, func(int) bool { return true }},
+		"live":   {cis.ListRequest{Limit: 10, Live: true}, func(i int) bool { return i != 3 }},
+		"label":  {cis.ListRequest{Limit: 5, Labels: map[string]string{"app": "b"}}, func(i int) bool { return i%2 == 1 }},
+		"node":   {cis.ListRequest{Node: "vk-1"}, func(int) bool { return true }},
+		"nobody": {cis.ListRequest{Node: "vk-2"}, func(int) bool { return false }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got, exp []string
+			for {
+				page, err := s.List(t.Context(), "acme", tt.req)
+				if err != nil {
+					t.Fatal(err)
 				}
-				for i, id := range want {
-					if tt.want(i) {
-						exp = append(exp, id)
-					}
+				for _, in := range page.Items {
+					got = append(got, in.ID)
 				}
-				if fmt.Sprint(got) != fmt.Sprint(exp) {
-					t.Errorf("got  %v\nwant %v", got, exp)
+				if page.Next == "" {
+					break
 				}
-			})
-		}
-		for _, bad := range []string{"x", "!!", "AAAA", strings.Repeat("A", 1000)} {
-			if _, err := s.List(t.Context(), "acme", cis.ListRequest{Cursor: bad}); !errors.Is(err, problem.ErrInvalid) {
-				t.Errorf("cursor %.20q gave %v", bad, err)
+				tt.req.Cursor = page.Next
 			}
+			for i, id := range want {
+				if tt.want(i) {
+					exp = append(exp, id)
+				}
+			}
+			if fmt.Sprint(got) != fmt.Sprint(exp) {
+				t.Errorf("got  %v\nwant %v", got, exp)
+			}
+		})
+	}
+	for _, bad := range []string{"x", "!!", "AAAA", strings.Repeat("A", 1000)} {
+		if _, err := s.List(t.Context(), "acme", cis.ListRequest{Cursor: bad}); !errors.Is(err, problem.ErrInvalid) {
+			t.Errorf("cursor %.20q gave %v", bad, err)
 		}
-		if _, err := s.List(t.Context(), "acme", cis.ListRequest{Limit: 1001}); !errors.Is(err, problem.ErrInvalid) {
-			t.Errorf("limit 1001 gave %v", err)
-		}
-	})
+	}
+	if _, err := s.List(t.Context(), "acme", cis.ListRequest{Limit: 1001}); !errors.Is(err, problem.ErrInvalid) {
+		t.Errorf("limit 1001 gave %v", err)
+	}
 }
 
-func TestEvents(t *testing.T) {
-	databases(t, func(t *testing.T, open func() *sqldb.DB) {
-		s := openStore(t, open(), &clock{now: time.Unix(1e9, 0)})
-		in, _ := create(t, s, "acme", "k", spec("a"))
-		record := func(reason, message string) {
-			t.Helper()
-			if err := s.Record(t.Context(), cis.Event{Instance: in.ID, Type: cis.Warning, Reason: reason, Message: message}); err != nil {
-				t.Fatal(err)
-			}
+func testEvents(t *testing.T, open func() *sqldb.DB) {
+	s := openStore(t, open(), &clock{now: time.Unix(1e9, 0)})
+	in, _ := create(t, s, "acme", "k", spec("a"))
+	record := func(reason, message string) {
+		t.Helper()
+		if err := s.Record(t.Context(), cis.Event{Instance: in.ID, Type: cis.Warning, Reason: reason, Message: message}); err != nil {
+			t.Fatal(err)
 		}
-		for range 3 {
-			record("BackOff", "again")
-		}
-		evs, err := s.Events(t.Context(), "acme", in.ID)
-		if err != nil || len(evs) != 1 || evs[0].Count != 3 || !evs[0].First.Before(evs[0].Last) || evs[0].Instance != in.ID {
-			t.Fatalf("events %+v, %v", evs, err)
-		}
-		for i := range 150 {
-			record("Noise", fmt.Sprint(i, strings.Repeat("ä", 2000)))
-		}
-		evs, err = s.Events(t.Context(), "acme", in.ID)
-		if err != nil || len(evs) != 100 || !strings.HasPrefix(evs[99].Message, "149ä") || len(evs[99].Message) > 1024 {
-			t.Fatalf("%d events, %v", len(evs), err)
-		}
-		if _, err := s.Events(t.Context(), "other", in.ID); !errors.Is(err, problem.ErrNotFound) {
-			t.Errorf("another org's events: %v", err)
-		}
-		if err := s.Record(t.Context(), cis.Event{Instance: "i-none", Reason: "X"}); !errors.Is(err, problem.ErrNotFound) {
-			t.Errorf("an event of nothing: %v", err)
-		}
-	})
+	}
+	for range 3 {
+		record("BackOff", "again")
+	}
+	evs, err := s.Events(t.Context(), "acme", in.ID)
+	if err != nil || len(evs) != 1 || evs[0].Count != 3 || !evs[0].First.Before(evs[0].Last) || evs[0].Instance != in.ID {
+		t.Fatalf("events %+v, %v", evs, err)
+	}
+	for i := range 150 {
+		record("Noise", fmt.Sprint(i, strings.Repeat("ä", 2000)))
+	}
+	evs, err = s.Events(t.Context(), "acme", in.ID)
+	if err != nil || len(evs) != 100 || !strings.HasPrefix(evs[99].Message, "149ä") || len(evs[99].Message) > 1024 {
+		t.Fatalf("%d events, %v", len(evs), err)
+	}
+	if _, err := s.Events(t.Context(), "other", in.ID); !errors.Is(err, problem.ErrNotFound) {
+		t.Errorf("another org's events: %v", err)
+	}
+	if err := s.Record(t.Context(), cis.Event{Instance: "i-none", Reason: "X"}); !errors.Is(err, problem.ErrNotFound) {
+		t.Errorf("an event of nothing: %v", err)
+	}
 }
 
-func TestPrune(t *testing.T) {
-	databases(t, func(t *testing.T, open func() *sqldb.DB) {
-		db := open()
-		c := &clock{now: time.Unix(1e9, 0)}
-		s := openStore(t, db, c)
-		old, _ := create(t, s, "acme", "old", spec("a"))
-		page, err := s.List(t.Context(), "acme", cis.ListRequest{})
-		if err != nil {
-			t.Fatal(err)
+func testPrune(t *testing.T, open func() *sqldb.DB) {
+	db := open()
+	c := &clock{now: time.Unix(1e9, 0)}
+	s := openStore(t, db, c)
+	old, _ := create(t, s, "acme", "old", spec("a"))
+	page, err := s.List(t.Context(), "acme", cis.ListRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := page.Cursor
+	setPhase(t, s, old.ID, cis.Succeeded)
+	live, _ := create(t, s, "acme", "live", spec("a"))
+	page, err = s.List(t.Context(), "acme", cis.ListRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	after := page.Cursor
+	c.Advance(25 * time.Hour)
+	if n, err := s.Prune(t.Context(), c.Now().Add(-24*time.Hour), 100); err != nil || n != 1 {
+		t.Fatalf("pruned %d, %v", n, err)
+	}
+	if _, err := s.Get(t.Context(), "acme", old.ID); !errors.Is(err, problem.ErrNotFound) {
+		t.Errorf("pruned instance: %v", err)
+	}
+	if _, err := s.Get(t.Context(), "acme", live.ID); err != nil {
+		t.Errorf("live instance: %v", err)
+	}
+	for _, s := range []*store.Store{s, openStore(t, db, c)} {
+		if err := watchError(t, s, before); !errors.Is(err, problem.ErrGone) {
+			t.Errorf("a cursor from before the pruned change gave %v", err)
 		}
-		before := page.Cursor
-		setPhase(t, s, old.ID, cis.Succeeded)
-		live, _ := create(t, s, "acme", "live", spec("a"))
-		page, err = s.List(t.Context(), "acme", cis.ListRequest{})
-		if err != nil {
-			t.Fatal(err)
+		if err := watchError(t, s, after); err != nil {
+			t.Errorf("a cursor from after the pruned change gave %v", err)
 		}
-		after := page.Cursor
-		c.Advance(25 * time.Hour)
-		if n, err := s.Prune(t.Context(), c.Now().Add(-24*time.Hour), 100); err != nil || n != 1 {
-			t.Fatalf("pruned %d, %v", n, err)
-		}
-		if _, err := s.Get(t.Context(), "acme", old.ID); !errors.Is(err, problem.ErrNotFound) {
-			t.Errorf("pruned instance: %v", err)
-		}
-		if _, err := s.Get(t.Context(), "acme", live.ID); err != nil {
-			t.Errorf("live instance: %v", err)
-		}
-		for _, s := range []*store.Store{s, openStore(t, db, c)} {
-			if err := watchError(t, s, before); !errors.Is(err, problem.ErrGone) {
-				t.Errorf("a cursor from before the pruned change gave %v", err)
-			}
-			if err := watchError(t, s, after); err != nil {
-				t.Errorf("a cursor from after the pruned change gave %v", err)
-			}
-		}
-		if err := watchError(t, s, "zzzzzzzz.1"); !errors.Is(err, problem.ErrGone) {
-			t.Errorf("a cursor of another store gave %v", err)
-		}
-		if err := watchError(t, s, "1"); !errors.Is(err, problem.ErrInvalid) {
-			t.Errorf("a malformed cursor gave %v", err)
-		}
-	})
+	}
+	if err := watchError(t, s, "zzzzzzzz.1"); !errors.Is(err, problem.ErrGone) {
+		t.Errorf("a cursor of another store gave %v", err)
+	}
+	if err := watchError(t, s, "1"); !errors.Is(err, problem.ErrInvalid) {
+		t.Errorf("a malformed cursor gave %v", err)
+	}
 }
 
 // watchError is the first thing that a watch gives.

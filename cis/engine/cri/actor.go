@@ -375,7 +375,7 @@ func (a *actor) advance() {
 	}
 	if !a.rec.MarkedRunning {
 		for _, c := range a.containers {
-			if c.kind == kindMain && (c.running || c.rec.Terminated != nil) {
+			if c.kind == kindMain && c.rec.Incarnation == a.rec.Incarnation && (c.running || c.rec.Terminated != nil) {
 				a.markRunning()
 				break
 			}
@@ -388,11 +388,11 @@ func (a *actor) advance() {
 func (a *actor) choose() bool {
 	class := a.spec.Sandbox
 	if class == "" {
-		for _, c := range classOrder() {
-			if a.e.cfg.Handlers[c] != "" {
-				class = c
-				break
-			}
+		class = a.e.cfg.Default
+	}
+	for _, c := range classOrder() {
+		if class == "" && c != cis.Runc && a.e.cfg.Handlers[c] != "" {
+			class = c
 		}
 	}
 	if h := a.e.cfg.Handlers[class]; h != "" {
@@ -401,7 +401,7 @@ func (a *actor) choose() bool {
 	}
 	why := a.e.whyNot(class)
 	if class == "" {
-		why = fmt.Sprintf("node %s has no runtime at all", a.e.cfg.Node)
+		why = fmt.Sprintf("node %s has no runtime that isolates; ask for runc by name to run without isolation", a.e.cfg.Node)
 	}
 	a.warn("", "SandboxClassUnavailable", why)
 	a.rec.Verdict = &verdict{Phase: cis.Rejected, Reason: "SandboxClassUnavailable", Message: why, At: time.Now().UTC()}

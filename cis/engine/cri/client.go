@@ -68,7 +68,7 @@ func notReady(err error) bool {
 
 func makes(method string) bool {
 	switch method[strings.LastIndexByte(method, '/')+1:] {
-	case "RunPodSandbox", "CreateContainer", "StartContainer", "ExecSync", "PullImage":
+	case "RunPodSandbox", "CreateContainer", "StartContainer", "ExecSync", "PullImage", "Exec", "Start", "Attach":
 		return true
 	}
 	return false

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"cumulet.io/billing"
@@ -37,6 +38,9 @@ type Config struct {
 	// why not.
 	Handlers    map[cis.SandboxClass]string
 	Unavailable map[cis.SandboxClass]string
+	// Default is the class of an instance that asks for none; empty means the strongest of Handlers that isolates: runc
+	// must be asked for, or named here.
+	Default cis.SandboxClass
 	// Sink takes the reports.
 	Sink engine.Sink
 	// Meter starts meters; nil means that nothing is metered.
@@ -48,7 +52,8 @@ type Config struct {
 	PullAuth func(ctx context.Context, org string, images []string) ([]cis.RegistryAuth, error)
 	// HostDNS is the resolver of instances whose spec has none; nil means the host's /etc/resolv.conf.
 	HostDNS *cis.DNS
-	// CgroupRoot is the cgroup below which each instance has its own; default "/cumulet".
+	// CgroupRoot is the cgroup below which each instance has its own; default "/cumulet". It is a path: the engine sets
+	// the limits itself, so containerd must not have systemd do it (SystemdCgroup = false).
 	CgroupRoot string
 	// Capacity is what the engine offers; zero fields are taken from the host.
 	Capacity engine.Capacity
@@ -129,6 +134,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("cri: Config.Root and Config.LogRoot must be absolute paths")
 	case c.Node == "":
 		return c, errors.New("cri: Config.Node is empty")
+	case strings.HasSuffix(c.CgroupRoot, ".slice"):
+		return c, errors.New("cri: Config.CgroupRoot is a systemd slice: containerd must run with SystemdCgroup = false, and CgroupRoot be a path")
 	case c.Sink == nil:
 		return c, errors.New("cri: Config.Sink is nil")
 	}

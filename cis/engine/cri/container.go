@@ -2,9 +2,12 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -116,7 +119,7 @@ func (a *actor) start(c *container, img imageInfo) {
 			early := a.early[s]
 			delete(a.early, s)
 			switch {
-			case stage == stageStarted:
+			case stage == stageStarted || stage == stageUnsure:
 				a.begin(c, s, attempt)
 				a.info(c.spec.Name, "Started", "Container started")
 				at := time.Now()
@@ -126,8 +129,12 @@ func (a *actor) start(c *container, img imageInfo) {
 				a.runs(c, at, false)
 				if early.GetState() == rt.ContainerState_CONTAINER_EXITED {
 					a.exited(c, a.terminated(c, early))
+				} else if stage == stageUnsure {
+					a.check(c)
 				}
 			case a.ctx.Err() != nil:
+			case stage == stageLost:
+				a.lost = true
 			case stage == stageCreated:
 				// It was made and could not be started: that is an attempt which failed.
 				a.begin(c, s, attempt)
@@ -165,7 +172,9 @@ type stage int
 const (
 	stageNone stage = iota
 	stageMount
+	stageLost // the sandbox is not up any more
 	stageCreated
+	stageUnsure // started, and perhaps ended since
 	stageStarted
 )
 
@@ -182,12 +191,61 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 	}
 	r, err := a.e.rt.CreateContainer(ctx, &rt.CreateContainerRequest{PodSandboxId: sandbox, Config: cfg.config, SandboxConfig: sandboxCfg})
 	if err != nil {
+		if a.e.down(ctx, sandbox) {
+			return "", stageLost, err
+		}
+		// It may have been made, the answer lost: the name must be free for the next try.
+		if derr := a.e.dropContainer(ctx, a.id, name, attempt); derr != nil {
+			err = errors.Join(err, derr)
+		}
 		return "", stageNone, err
 	}
 	if _, err := a.e.rt.StartContainer(ctx, &rt.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
+		if a.e.down(ctx, sandbox) {
+			return "", stageLost, err
+		}
+		if status.Code(err) == codes.Unavailable {
+			return a.afterLostStart(ctx, r.ContainerId, err)
+		}
 		return r.ContainerId, stageCreated, err
 	}
 	return r.ContainerId, stageStarted, nil
+}
+
+// afterLostStart finds out what became of a start whose answer was lost, because containerd was restarted.
+func (a *actor) afterLostStart(ctx context.Context, id string, err error) (string, stage, error) {
+	st, serr := a.e.rt.ContainerStatus(ctx, &rt.ContainerStatusRequest{ContainerId: id})
+	if serr == nil && (st.Status.State == rt.ContainerState_CONTAINER_RUNNING || st.Status.State == rt.ContainerState_CONTAINER_EXITED) {
+		return id, stageUnsure, nil
+	}
+	_, rerr := a.e.rt.RemoveContainer(ctx, &rt.RemoveContainerRequest{ContainerId: id})
+	if rerr != nil && !isNotFound(rerr) {
+		err = errors.Join(err, rerr)
+	}
+	return "", stageNone, err
+}
+
+// dropContainer removes one attempt of a container, if it is there.
+func (e *Engine) dropContainer(ctx context.Context, instance, name string, attempt int) error {
+	list, err := e.listContainers(ctx, instance)
+	if err != nil {
+		return err
+	}
+	for _, c := range list {
+		if c.Metadata.GetName() != name || int(c.Metadata.GetAttempt()) != attempt {
+			continue
+		}
+		if _, err := e.rt.RemoveContainer(ctx, &rt.RemoveContainerRequest{ContainerId: c.Id}); err != nil && !isNotFound(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// down tells whether a sandbox is known not to be up.
+func (e *Engine) down(ctx context.Context, sandbox string) bool {
+	r, err := e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: sandbox})
+	return isNotFound(err) || err == nil && r.Status.State != rt.PodSandboxState_SANDBOX_READY
 }
 
 // runs notes that a container runs and starts its hook and probes. adopted tells that it ran before this process.
@@ -240,8 +298,11 @@ func (a *actor) terminated(c *container, s *rt.ContainerStatus) corev1.Container
 			t.Reason = "Error"
 		}
 	}
-	if t.ExitCode == 137 && !c.killing && a.rec.Stop == nil && a.e.cgroup.outOfMemory(a.id) {
+	if (t.ExitCode == 137 || t.ExitCode == 128) && !c.killing && a.rec.Stop == nil && a.e.cgroup.outOfMemory(a.id) {
 		t.Reason = "OOMKilled"
+	}
+	if t.Reason == "OOMKilled" && t.ExitCode == 128 {
+		t.ExitCode = 137 // what gVisor's shim says of a sandbox that was killed as a whole
 	}
 	if m := a.terminationMessage(c, int(s.Metadata.GetAttempt()), t.ExitCode); m != "" {
 		t.Message = m

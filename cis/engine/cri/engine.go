@@ -3,6 +3,7 @@ package cri
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/containerd/containerd/v2/client"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -28,6 +30,7 @@ type Engine struct {
 	conn  *grpc.ClientConn
 	rt    rt.RuntimeServiceClient
 	image rt.ImageServiceClient
+	ctrd  *client.Client // for commands in containers; shares conn
 	// starts and pulls are semaphores: whoever holds an element may make a sandbox or pull an image.
 	starts chan struct{}
 	pulls  chan struct{}
@@ -62,15 +65,22 @@ func New(cfg Config) (*Engine, error) {
 			return nil, fmt.Errorf("make engine directory: %w", err)
 		}
 	}
+	if err := os.RemoveAll(filepath.Join(cfg.Root, "io")); err != nil {
+		return nil, fmt.Errorf("clear pipes: %w", err)
+	}
 	conn, err := dial(cfg.Socket)
 	if err != nil {
 		return nil, err
+	}
+	ctrd, err := client.NewWithConn(conn)
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd: %w", errors.Join(err, conn.Close()))
 	}
 	memory, err := hostMemory()
 	if err != nil {
 		return nil, fmt.Errorf("host capacity: %w", err)
 	}
-	return &Engine{cfg: cfg, memory: memory, log: cfg.Logger.With("node", cfg.Node), conn: conn,
+	return &Engine{cfg: cfg, memory: memory, log: cfg.Logger.With("node", cfg.Node), conn: conn, ctrd: ctrd,
 		rt: rt.NewRuntimeServiceClient(conn), image: rt.NewImageServiceClient(conn),
 		starts: make(chan struct{}, cfg.ParallelStarts), pulls: make(chan struct{}, cfg.ParallelPulls),
 		cgroup: hostCgroups(cfg.CgroupRoot), actors: map[string]*actor{}}, nil

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/url"
 
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	restclient "k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -15,7 +14,7 @@ import (
 	"cumulet.io/internal/problem"
 )
 
-// Exec implements engine.Execer. A command that is still running when ctx ends gets its streams closed.
+// Exec implements engine.Execer.
 func (e *Engine) Exec(ctx context.Context, id string, req cis.ExecRequest) error {
 	c, err := e.runningContainer(id, req.Container)
 	if err != nil {
@@ -27,59 +26,49 @@ func (e *Engine) Exec(ctx context.Context, id string, req cis.ExecRequest) error
 	if req.Stdin == nil && req.Stdout == nil && req.Stderr == nil {
 		return fmt.Errorf("exec: %w", problem.Invalid("stdin", "at least one of stdin, stdout and stderr is needed", "none"))
 	}
-	tty := req.TTY
-	var target string
-	if len(req.Command) == 0 {
-		tty = c.tty // an attach has the terminal that the container has
-		r, err := e.rt.Attach(ctx, &rt.AttachRequest{ContainerId: c.id, Tty: tty, Stdin: req.Stdin != nil && c.stdin,
-			Stdout: req.Stdout != nil, Stderr: req.Stderr != nil && !tty})
-		if err != nil {
-			return fmt.Errorf("attach: %w", callError(err))
-		}
-		target = r.Url
-		if !c.stdin {
-			req.Stdin = nil
-		}
-		if tty {
-			req.Stderr = nil
-		}
-	} else {
-		r, err := e.rt.Exec(ctx, &rt.ExecRequest{ContainerId: c.id, Cmd: req.Command, Tty: tty, Stdin: req.Stdin != nil,
-			Stdout: req.Stdout != nil, Stderr: req.Stderr != nil})
-		if err != nil {
-			return fmt.Errorf("exec: %w", callError(err))
-		}
-		target = r.Url
+	if len(req.Command) > 0 {
+		// The error keeps its type: a k8s.io/utils/exec.CodeExitError carries the exit code.
+		return e.execProcess(ctx, c.id, req)
 	}
-	x, err := executor(target)
+	return e.attach(ctx, c, req)
+}
+
+// attach connects to a container's main process by CRI's streaming server, which alone may read its output beside the
+// log.
+func (e *Engine) attach(ctx context.Context, c containerView, req cis.ExecRequest) error {
+	if !c.stdin {
+		req.Stdin = nil
+	}
+	if c.tty {
+		req.Stderr = nil // a container's terminal has one output
+	}
+	r, err := e.rt.Attach(ctx, &rt.AttachRequest{ContainerId: c.id, Tty: c.tty, Stdin: req.Stdin != nil, Stdout: req.Stdout != nil, Stderr: req.Stderr != nil})
 	if err != nil {
-		return fmt.Errorf("exec: %w", err)
+		return fmt.Errorf("attach: %w", callError(err))
 	}
-	opts := remotecommand.StreamOptions{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, Tty: tty}
-	if req.Resize != nil && tty {
+	x, err := executor(r.Url)
+	if err != nil {
+		return fmt.Errorf("attach: %w", err)
+	}
+	opts := remotecommand.StreamOptions{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, Tty: c.tty}
+	if req.Resize != nil && c.tty {
 		opts.TerminalSizeQueue = sizes{ctx: ctx, ch: req.Resize}
 	}
-	// The error keeps its type: a k8s.io/utils/exec.CodeExitError carries the exit code.
 	return x.StreamWithContext(ctx, opts)
 }
 
-// executor speaks WebSocket to containerd's streaming server, and SPDY to one that has none.
+// executor speaks SPDY to containerd's streaming server: every CRI runtime has it, and it needs no fallback. What a
+// user's client speaks is the API server's affair.
 func executor(target string) (remotecommand.Executor, error) {
 	u, err := url.Parse(target)
 	if err != nil {
 		return nil, fmt.Errorf("streaming URL: %w", err)
 	}
-	ws, err := remotecommand.NewWebSocketExecutor(&restclient.Config{}, http.MethodGet, target)
+	x, err := remotecommand.NewSPDYExecutor(&restclient.Config{}, http.MethodPost, u)
 	if err != nil {
 		return nil, fmt.Errorf("streaming client: %w", err)
 	}
-	spdy, err := remotecommand.NewSPDYExecutor(&restclient.Config{}, http.MethodPost, u)
-	if err != nil {
-		return nil, fmt.Errorf("streaming client: %w", err)
-	}
-	return remotecommand.NewFallbackExecutor(ws, spdy, func(err error) bool {
-		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
-	})
+	return x, nil
 }
 
 // sizes hands terminal sizes on until the channel is closed or ctx ends.

@@ -37,10 +37,6 @@ func writeFiles(dir string, files []cis.File, group *int64) error {
 	if err := fill(data, files, group); err != nil {
 		return errors.Join(err, os.RemoveAll(data))
 	}
-	old, err := os.Readlink(filepath.Join(dir, dataLink))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	tmp := filepath.Join(dir, dataLinkTmp)
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -56,11 +52,11 @@ func writeFiles(dir string, files []cis.File, group *int64) error {
 			return err
 		}
 	}
-	return tidy(dir, tops, filepath.Base(data), old)
+	return tidy(dir, tops, filepath.Base(data))
 }
 
 // tidy removes names that are no longer, the old data, and data of writes that were cut off.
-func tidy(dir string, tops map[string]bool, current, _ string) error {
+func tidy(dir string, tops map[string]bool, current string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err

@@ -29,7 +29,7 @@ func (a *actor) postStart(ctx context.Context, c *container, h *corev1.Lifecycle
 			if err != nil && ctx.Err() == nil {
 				a.warn(spec.Name, "FailedPostStartHook", "PostStartHook failed: "+message(err))
 				if !c.killing {
-					a.kill(c, time.Now().Add(seconds(a.grace())), true, nil)
+					a.kill(c, time.Now().Add(seconds(a.grace())), a.grace() > 0, nil)
 				}
 				return
 			}

@@ -125,7 +125,7 @@ func (a *actor) probed(ctx context.Context, c *container, id string, k probeKind
 			grace = *p.TerminationGracePeriodSeconds
 		}
 		a.info(c.spec.Name, "Killing", fmt.Sprintf("Container %s failed %s probe, will be restarted", c.spec.Name, strings.ToLower(string(k))))
-		a.kill(c, time.Now().Add(seconds(grace)), true, nil)
+		a.kill(c, time.Now().Add(seconds(grace)), grace > 0, nil)
 	}
 }
 

@@ -135,6 +135,7 @@ func (a *actor) replaceSandbox() {
 				return
 			}
 			a.rec.Incarnation++
+			a.rec.MarkedRunning, a.meter = false, nil // the meter is told of the incarnation, which starts up again
 			for _, c := range a.containers {
 				if c.kind == kindInit {
 					// A new sandbox is initialized anew.

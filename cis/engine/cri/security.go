@@ -21,7 +21,7 @@ func readonlyPaths() []string {
 	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 }
 
-func namespaces(s *cis.Spec) *rt.NamespaceOption {
+func namespaceOptions(s *cis.Spec) *rt.NamespaceOption {
 	n := &rt.NamespaceOption{Network: rt.NamespaceMode_POD, Ipc: rt.NamespaceMode_POD, Pid: rt.NamespaceMode_CONTAINER}
 	if s.ShareProcessNamespace {
 		n.Pid = rt.NamespaceMode_POD
@@ -30,7 +30,7 @@ func namespaces(s *cis.Spec) *rt.NamespaceOption {
 }
 
 func sandboxSecurity(s *cis.Spec) *rt.LinuxSandboxSecurityContext {
-	sc := &rt.LinuxSandboxSecurityContext{NamespaceOptions: namespaces(s),
+	sc := &rt.LinuxSandboxSecurityContext{NamespaceOptions: namespaceOptions(s),
 		Seccomp: &rt.SecurityProfile{ProfileType: rt.SecurityProfile_RuntimeDefault}}
 	for _, list := range [][]cis.Container{s.InitContainers, s.Containers} {
 		for i := range list {
@@ -72,7 +72,7 @@ func containerSecurity(s *cis.Spec, c *cis.Container, img imageInfo) (*rt.LinuxC
 	if own == nil {
 		own = &corev1.SecurityContext{}
 	}
-	sc := &rt.LinuxContainerSecurityContext{NamespaceOptions: namespaces(s), MaskedPaths: maskedPaths(), ReadonlyPaths: readonlyPaths()}
+	sc := &rt.LinuxContainerSecurityContext{NamespaceOptions: namespaceOptions(s), MaskedPaths: maskedPaths(), ReadonlyPaths: readonlyPaths()}
 	user := first(own.RunAsUser, pod.RunAsUser)
 	if nonRoot := first(own.RunAsNonRoot, pod.RunAsNonRoot); nonRoot != nil && *nonRoot {
 		if err := checkNonRoot(c, user, img); err != nil {

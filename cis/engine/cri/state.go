@@ -23,11 +23,11 @@ type record struct {
 	Handler     string           `json:"handler,omitempty"`
 	Size        billing.Size     `json:"size,omitzero"`
 	Incarnation int64            `json:"incarnation,omitempty"`
-	// StartedAt is the meter's start; MarkedRunning tells that the first container of the pod proper has started.
-	StartedAt     time.Time `json:"startedAt,omitzero"`
-	MarkedRunning bool      `json:"markedRunning,omitempty"`
-	// Initialized is kept over a restart: the finished init containers may be gone from containerd.
-	Containers map[string]*containerRecord `json:"containers,omitempty"`
+	// StartedAt is the meter's start; MarkedRunning tells that a container of the instance proper has started in this
+	// incarnation.
+	StartedAt     time.Time                   `json:"startedAt,omitzero"`
+	MarkedRunning bool                        `json:"markedRunning,omitempty"`
+	Containers    map[string]*containerRecord `json:"containers,omitempty"`
 	// Stop is set once the instance is to end, Verdict once nothing of it runs any more.
 	Stop    *stopRecord `json:"stop,omitempty"`
 	Verdict *verdict    `json:"verdict,omitempty"`

@@ -3,6 +3,8 @@ package cri
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -10,7 +12,7 @@ import (
 	"cumulet.io/cis"
 )
 
-// Stats implements engine.StatsReader.
+// Stats implements engine.StatsReader; no ids means all live instances.
 func (e *Engine) Stats(ctx context.Context, ids []string) ([]cis.Stats, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -29,6 +31,9 @@ func (e *Engine) Stats(ctx context.Context, ids []string) ([]cis.Stats, error) {
 	sandboxes, err := e.rt.ListPodSandbox(ctx, &rt.ListPodSandboxRequest{Filter: &rt.PodSandboxFilter{LabelSelector: sel}})
 	if err != nil {
 		return nil, fmt.Errorf("read stats: %w", err)
+	}
+	if len(ids) == 0 {
+		ids = e.ids()
 	}
 	now := time.Now().UTC()
 	index := make(map[string]*cis.Stats, len(ids))
@@ -76,4 +81,13 @@ func (e *Engine) Stats(ctx context.Context, ids []string) ([]cis.Stats, error) {
 		out = append(out, *s)
 	}
 	return out, nil
+}
+
+// ids are those of the live instances.
+func (e *Engine) ids() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ids := slices.Collect(maps.Keys(e.actors))
+	slices.Sort(ids)
+	return ids
 }

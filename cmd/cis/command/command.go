@@ -92,7 +92,7 @@ func Root(env Env) *cobra.Command {
 	flags.StringVar(&a.org, "org", "", "organisation; default the one logged in to")
 	flags.StringVar(&a.session, "session", "", "session file; default $CIS_CONFIG or the user's configuration directory")
 	root.AddCommand(a.login(), a.logout(), a.run(), a.ps(), a.describe(), a.logs(), a.exec(), a.rm(), a.events(),
-		a.sizes(), a.version())
+		a.bill(), a.sizes(), a.version())
 	return root
 }
 

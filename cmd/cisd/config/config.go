@@ -84,7 +84,9 @@ type Control struct {
 	Engine string `yaml:"engine"`
 	// Quota is per org; zero fields mean no limit.
 	Quota Quota `yaml:"quota"`
-	CRI   CRI   `yaml:"cri"`
+	// KeepEndedDays is how long the record of an ended instance is kept; reconciliation of a month needs it that long.
+	KeepEndedDays int `yaml:"keepEndedDays"`
+	CRI           CRI `yaml:"cri"`
 	// Collector ships log files and meter events to the log store.
 	Collector Collector `yaml:"collector"`
 }
@@ -185,7 +187,7 @@ func Default() *Config {
 		Tracing:  Tracing{SampleRatio: 0.1},
 		Node:     Node{Name: "cumulet-0", Region: "local", Address: "127.0.0.1"},
 		Registry: Registry{Listen: "127.0.0.1:5000", AdminUser: "admin", AdminOrg: "demo", TokenTTL: 5 * time.Minute},
-		Control: Control{Listen: "127.0.0.1:8440", Engine: "cri",
+		Control: Control{Listen: "127.0.0.1:8440", Engine: "cri", KeepEndedDays: 62,
 			CRI: CRI{Bridge: "cumulet0", Subnet: "10.98.0.0/20"}},
 		Logs:    Logs{Listen: "127.0.0.1:8441", BulkListen: "127.0.0.1:8444", RetentionDays: 30, RetentionMonths: 13},
 		Billing: Billing{Listen: "127.0.0.1:8442", Interval: 2 * time.Second},

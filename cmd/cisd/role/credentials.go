@@ -20,8 +20,8 @@ const (
 
 // credential gives the password in credentials/NAME of the state directory and makes one up when the file is not there.
 // Roles on other machines need a copy of the same file.
-func (s *server) credential(name string) (string, error) {
-	path := s.cfg.Path("credentials", name)
+func (p *process) credential(name string) (string, error) {
+	path := p.cfg.Path("credentials", name)
 	for {
 		data, err := os.ReadFile(path)
 		if err == nil {
@@ -36,11 +36,11 @@ func (s *server) credential(name string) (string, error) {
 		if err := makeCredential(path); err != nil {
 			return "", fmt.Errorf("credential %s: %w", name, err)
 		}
-		s.log.Info("made a credential; roles on other machines need a copy", "file", path)
+		p.log.Info("made a credential; roles on other machines need a copy", "file", path)
 	}
 }
 
-// makeCredential writes a new password to path whole or not at all; of two makers one wins.
+// makeCredential makes a password that begins with a letter, as Filebeat needs it, and writes a new password to path whole or not at all; of two makers one wins.
 func makeCredential(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
@@ -50,7 +50,7 @@ func makeCredential(path string) error {
 		return err
 	}
 	defer os.Remove(tmp.Name()) //nolint:errcheck // a left-over is harmless
-	if _, err := tmp.WriteString(rand.Text() + "\n"); err != nil {
+	if _, err := tmp.WriteString("c" + rand.Text() + "\n"); err != nil {
 		return errors.Join(err, tmp.Close())
 	}
 	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
@@ -63,22 +63,22 @@ func makeCredential(path string) error {
 }
 
 // source gives tokens of a platform account for one service.
-func (s *server) source(account, audience string, actions ...string) (hubtoken.Source, error) {
-	if _, err := s.credential(account); err != nil {
+func (p *process) source(account, audience string, actions ...string) (hubtoken.Source, error) {
+	if _, err := p.credential(account); err != nil {
 		return nil, err
 	}
 	return hubtoken.NewPasswordSource(hubtoken.PasswordConfig{
-		Realm:    s.cfg.Registry.URL + "/token",
-		Service:  audience,
-		Scopes:   []string{"platform:*:" + strings.Join(actions, ",")},
-		Username: account,
-		ReadPassword: func() (string, error) { return s.credential(account) },
+		Realm:        p.cfg.Registry.URL + "/token",
+		Service:      audience,
+		Scopes:       []string{"platform:*:" + strings.Join(actions, ",")},
+		Username:     account,
+		ReadPassword: func() (string, error) { return p.credential(account) },
 	})
 }
 
 // verifier checks tokens by the registry's keys.
-func (s *server) verifier() (hubtoken.Verifier, error) {
-	return hubtoken.NewVerifier(hubtoken.Config{JWKSURL: s.cfg.Registry.URL + "/.well-known/jwks.json", Issuer: tokenIssuer})
+func (p *process) verifier() (hubtoken.Verifier, error) {
+	return hubtoken.NewVerifier(hubtoken.Config{JWKSURL: p.cfg.Registry.URL + "/.well-known/jwks.json", Issuer: tokenIssuer})
 }
 
 // tokenIssuer is the "iss" of every token of the platform.

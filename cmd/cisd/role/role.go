@@ -42,8 +42,8 @@ type part struct {
 	run  func(context.Context) error
 }
 
-// server is what one process has in common.
-type server struct {
+// process is what one process has in common.
+type process struct {
 	cfg     *config.Config
 	version string
 	log     *slog.Logger
@@ -58,69 +58,69 @@ func Run(ctx context.Context, cfg *config.Config, version string, roles ...Name)
 	if err := level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
 		return fmt.Errorf("log.level: %w", err)
 	}
-	s := &server{cfg: cfg, version: version, alone: len(roles) == 1,
+	p := &process{cfg: cfg, version: version, alone: len(roles) == 1,
 		log: slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
 	if err := os.MkdirAll(cfg.StateDir, 0o711); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
 	defer func() {
-		for i := len(s.close) - 1; i >= 0; i-- {
-			err = errors.Join(err, s.close[i]())
+		for i := len(p.close) - 1; i >= 0; i-- {
+			err = errors.Join(err, p.close[i]())
 		}
 	}()
-	if err := s.tracing(ctx, roles); err != nil {
+	if err := p.tracing(ctx, roles); err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, r := range roles {
-		parts, err := s.build(ctx, r)
+		parts, err := p.build(ctx, r)
 		if err != nil {
 			return fmt.Errorf("%s: %w", r, err)
 		}
-		for _, p := range parts {
+		for _, one := range parts {
 			group.Go(func() error {
-				if err := p.run(ctx); err != nil && !errors.Is(err, context.Canceled) {
-					return fmt.Errorf("%s: %s: %w", r, p.name, err)
+				if err := one.run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+					return fmt.Errorf("%s: %s: %w", r, one.name, err)
 				}
 				return nil
 			})
 		}
 	}
-	s.log.Info("cisd runs", "version", version, "roles", roles, "state", cfg.StateDir)
+	p.log.Info("cisd runs", "version", version, "roles", roles, "state", cfg.StateDir)
 	return group.Wait()
 }
 
-func (s *server) build(ctx context.Context, r Name) ([]part, error) {
+func (p *process) build(ctx context.Context, r Name) ([]part, error) {
 	switch r {
 	case Registry:
-		return s.registry(ctx)
+		return p.registry(ctx)
 	case Logs:
-		return s.logs(ctx)
+		return p.logs(ctx)
 	case Control:
-		return s.control(ctx)
+		return p.control(ctx)
 	case Billing:
-		return s.billing(ctx)
+		return p.billing(ctx)
 	case Kubelet:
-		if s.cfg.Kubelet.Kubeconfig == "" {
-			if s.alone {
+		if p.cfg.Kubelet.Kubeconfig == "" {
+			if p.alone {
 				return nil, errors.New("kubelet.kubeconfig is not set")
 			}
-			s.log.Info("no kubelet.kubeconfig: instances come from the API alone")
+			p.log.Info("no kubelet.kubeconfig: instances come from the API alone")
 			return nil, nil
 		}
-		return s.kubelet(ctx)
+		return p.kubelet(ctx)
 	}
 	return nil, fmt.Errorf("no such role")
 }
 
 // serve opens the listener now, so that a taken port is an error of the start, and gives the part that serves it.
-func (s *server) serve(ctx context.Context, listen string, c httpserve.Config) (part, error) {
+func (p *process) serve(ctx context.Context, listen string, c httpserve.Config) (part, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
 	if err != nil {
 		return part{}, problem.New(problem.ErrConflict, "cannot listen on %s: %v; choose another address in the configuration", listen, err)
 	}
-	c.Logger = s.log.With("role", c.Role)
-	s.log.Info("listening", "role", c.Role, "address", l.Addr().String())
+	c.Logger = p.log.With("role", c.Role)
+	p.log.Info("listening", "role", c.Role, "address", l.Addr().String())
 	return part{"http", func(ctx context.Context) error { return httpserve.Run(ctx, l, c) }}, nil
 }
 

@@ -14,12 +14,12 @@ import (
 )
 
 // tracing sends traces when an endpoint is configured; trace context is passed on in any case.
-func (s *server) tracing(ctx context.Context, roles []Name) error {
+func (p *process) tracing(ctx context.Context, roles []Name) error {
 	otel.SetTextMapPropagator(propagation.TraceContext{})
-	if s.cfg.Tracing.Endpoint == "" {
+	if p.cfg.Tracing.Endpoint == "" {
 		return nil
 	}
-	exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(s.cfg.Tracing.Endpoint))
+	exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(p.cfg.Tracing.Endpoint))
 	if err != nil {
 		return fmt.Errorf("tracing.endpoint: %w", err)
 	}
@@ -29,11 +29,11 @@ func (s *server) tracing(ctx context.Context, roles []Name) error {
 	}
 	provider := trace.NewTracerProvider(
 		trace.WithBatcher(exporter),
-		trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(s.cfg.Tracing.SampleRatio))),
-		trace.WithResource(resource.NewSchemaless(attribute.String("service.name", name), attribute.String("service.version", s.version),
-			attribute.String("host.name", s.cfg.Node.Name))))
+		trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(p.cfg.Tracing.SampleRatio))),
+		trace.WithResource(resource.NewSchemaless(attribute.String("service.name", name), attribute.String("service.version", p.version),
+			attribute.String("host.name", p.cfg.Node.Name))))
 	otel.SetTracerProvider(provider)
-	s.close = append(s.close, func() error {
+	p.close = append(p.close, func() error {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
 		return provider.Shutdown(stop)

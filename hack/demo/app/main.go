@@ -3,6 +3,7 @@
 //	app serve [--addr :8080]     answers HTTP with who and where it is, logs each request and a tick a second
 //	app work --lines N           prints N numbered lines and ends (a Job)
 //	app env NAME…                prints environment variables and ends
+//	app stamp                    prints the nanosecond in which it began, then sleeps: what start benchmarks measure
 //
 // It is not part of the product.
 package main
@@ -19,6 +20,14 @@ import (
 )
 
 func main() {
+	began := time.Now()
+	if len(os.Args) > 1 && os.Args[1] == "stamp" {
+		fmt.Println(began.UnixNano())
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+		<-ctx.Done()
+		stop()
+		return
+	}
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "app:", err)
 		os.Exit(1)

@@ -76,7 +76,7 @@ func (c Config) renderMain() ([]byte, error) {
 		"Root":             filepath.Join(c.Dir, "root"),
 		"State":            filepath.Join(c.RunDir, "state"),
 		"Socket":           c.socket(),
-		"ShimSockets":      filepath.Join(c.RunDir, "s"),
+		"ShimSockets":      c.shimSockets(),
 		"Opt":              filepath.Join(c.Dir, "opt"),
 		"Verifiers":        filepath.Join(c.Dir, "verifiers"),
 		"LogLevel":         c.LogLevel,
@@ -180,7 +180,7 @@ func (c Config) write() error {
 	if err := c.clearAfterReboot(); err != nil {
 		return err
 	}
-	for _, dir := range []string{c.Dir, c.RunDir} {
+	for _, dir := range []string{c.Dir, c.RunDir, filepath.Dir(c.shimSockets())} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
 		}

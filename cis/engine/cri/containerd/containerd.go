@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -28,9 +29,9 @@ type Config struct {
 	// configuration, log. Absolute. Whoever may write to it controls the
 	// machine; it is made with mode 0711.
 	Dir string
-	// RunDir holds what ends with the machine's uptime, sockets included.
-	// Default: Dir/run. A socket's path is bounded by the kernel, so at most
-	// MaxRunDir bytes.
+	// RunDir holds what ends with the machine's uptime, sockets included, in at
+	// most MaxRunDir bytes, for a socket's path is bounded. Default: Dir/run, or
+	// a directory in /run where Dir is long.
 	RunDir string
 
 	// BinDirs are searched, in order and before PATH, for containerd, the shims
@@ -90,9 +91,15 @@ const (
 	DefaultLogLevel = "info"
 )
 
-// MaxRunDir is the longest RunDir in bytes: a shim's socket is RunDir/s/ and 64
-// hexadecimal digits, in 107 bytes of a unix address.
-const MaxRunDir = 107 - len("/s/") - sha256.Size*2
+// The kernel allows 107 bytes of a unix socket's path.
+const (
+	maxSocketPath = 107
+	// MaxRunDir is the longest RunDir in bytes.
+	MaxRunDir = maxSocketPath - len("/c.sock.ttrpc")
+	// maxShimSockets is the longest directory of shims' sockets, whose names
+	// are a hash in hexadecimal.
+	maxShimSockets = maxSocketPath - len("/") - 2*sha256.Size
+)
 
 var (
 	bridgeName   = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,14}$`)
@@ -108,7 +115,9 @@ func (c Config) normalize() (Config, error) {
 		bad("Dir %q is not an absolute path", c.Dir)
 	}
 	if c.RunDir == "" {
-		c.RunDir = filepath.Join(c.Dir, "run")
+		if c.RunDir = filepath.Join(c.Dir, "run"); len(c.RunDir) > MaxRunDir {
+			c.RunDir = c.shortDir()
+		}
 	}
 	if !filepath.IsAbs(c.RunDir) || len(c.RunDir) > MaxRunDir {
 		bad("RunDir %q: want an absolute path of at most %d bytes, for the sockets in it", c.RunDir, MaxRunDir)
@@ -125,7 +134,7 @@ func (c Config) normalize() (Config, error) {
 	if c.LogLevel == "" {
 		c.LogLevel = DefaultLogLevel
 	}
-	if !strings.Contains(" trace debug info warn error ", " "+c.LogLevel+" ") {
+	if !slices.Contains([]string{"trace", "debug", "info", "warn", "error"}, c.LogLevel) {
 		bad("LogLevel %q: want trace, debug, info, warn or error", c.LogLevel)
 	}
 	if c.Log == nil {
@@ -189,6 +198,17 @@ func (c Config) cniDir() string   { return filepath.Join(c.Dir, "config", "cni")
 func (c Config) certsDir() string { return filepath.Join(c.Dir, "config", "certs.d") }
 func (c Config) logFile() string  { return filepath.Join(c.Dir, "log", "containerd.log") }
 func (c Config) socket() string   { return filepath.Join(c.RunDir, "c.sock") }
+
+// shimSockets is where the shims listen.
+func (c Config) shimSockets() string {
+	if dir := filepath.Join(c.RunDir, "s"); len(dir) <= maxShimSockets {
+		return dir
+	}
+	return filepath.Join(c.shortDir(), "s")
+}
+
+// shortDir is for sockets whose path would be too long below Dir.
+func (c Config) shortDir() string { return filepath.Join("/run", c.networkName()) }
 
 // networkName tells this network's address store from another's on the machine.
 func (c Config) networkName() string {

@@ -38,7 +38,7 @@ func (d *Daemon) RemoveSandboxes(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("remove sandboxes: list: %w", err)
 	}
-	errs := make([]error, len(list.GetItems()))
+	errs := make([]error, len(list.GetItems())) // each goroutine's own
 	var group errgroup.Group
 	group.SetLimit(removals)
 	for i, sandbox := range list.GetItems() {
@@ -54,19 +54,24 @@ func (d *Daemon) RemoveSandboxes(ctx context.Context) error {
 			return nil
 		})
 	}
-	return errors.Join(append(errs, group.Wait())...)
+	return errors.Join(group.Wait(), errors.Join(errs...))
 }
 
 // Purge removes what this containerd has left on the machine: shims and their
-// containers, mounts, the bridge, Dir and RunDir with all images. Only for after
-// Run has returned, and only when nothing is to be kept. RemoveSandboxes before
-// it gives containers their gentle end and gives addresses and rules back.
+// containers, packet filter rules, mounts, the bridge, Dir and RunDir with all
+// images in them. It works on what a killed server has left, too. Only for after
+// Run has returned, and only when nothing is to be kept; RemoveSandboxes before
+// it gives containers their gentle end.
 func (d *Daemon) Purge(ctx context.Context) error {
 	var errs []error
 	if err := d.killShims(ctx); err != nil {
 		errs = append(errs, err)
 	}
-	for _, dir := range []string{d.config.RunDir, d.config.Dir} {
+	// Before the directories go: they tell whose rules are whose.
+	if err := d.config.deleteRules(); err != nil {
+		errs = append(errs, err)
+	}
+	for _, dir := range []string{d.config.shortDir(), d.config.RunDir, d.config.Dir} {
 		if err := unmountBelow(dir); err != nil {
 			errs = append(errs, err)
 			continue // never delete through a mount

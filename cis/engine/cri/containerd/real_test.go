@@ -2,16 +2,29 @@ package containerd_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cumulet.io/cis/engine/cri/containerd"
 	"cumulet.io/internal/testenv"
 )
 
@@ -163,3 +176,116 @@ func TestSandboxImageIsPinned(t *testing.T) {
 	}
 }
 
+// Host and sandbox reach each other, and a sandbox its machine's network.
+func TestNetwork(t *testing.T) {
+	env := testenv.Containerd(t)
+	c := dial(t, env)
+	for _, handler := range env.Runtimes {
+		t.Run(handler, func(t *testing.T) {
+			id, config, ip := c.sandbox(t, handler)
+			web, _ := c.container(t, id, config, testenv.BusyboxImage, "sh", "-c", "echo pod-says > /tmp/index.html; exec httpd -f -p 8080 -h /tmp")
+			c.waitFor(t, web, runtimev1.ContainerState_CONTAINER_RUNNING)
+			testenv.Eventually(t, 20*time.Second, func() error {
+				got, err := get(t, "http://"+ip+":8080/")
+				if err == nil && got != "pod-says\n" {
+					err = fmt.Errorf("got %q", got)
+				}
+				return err
+			})
+
+			// The sandbox's first hop is this machine.
+			hop := env.Subnet.Addr().Next().String()
+			l, err := net.Listen("tcp", net.JoinHostPort(hop, "0"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				fmt.Fprint(w, "host-says")
+			})}
+			go func() { _ = server.Serve(l) }() // ends with Close
+			t.Cleanup(func() { server.Close() })
+			out, err := c.ExecSync(t.Context(), &runtimev1.ExecSyncRequest{ContainerId: web, Cmd: []string{"wget", "-q", "-O", "-", "http://" + l.Addr().String()}, Timeout: 20})
+			if err != nil || string(out.GetStdout()) != "host-says" {
+				t.Errorf("%q, %v", out, err)
+			}
+		})
+	}
+}
+
+func get(t *testing.T, url string) (string, error) {
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}).Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return string(b), err
+}
+
+// An image is pulled from a registry that speaks plain HTTP.
+func TestPullsFromPlainHTTP(t *testing.T) {
+	hub := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer hub.Close()
+	host := hub.Listener.Addr().String()
+	env := testenv.Containerd(t, func(c *containerd.Config) {
+		c.Registries = []containerd.Registry{{Host: host, PlainHTTP: true}}
+	})
+	ref, err := name.ParseReference(host+"/org/app:v1", name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := tarball.ImageFromPath(testenv.Image(t, "busybox"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, image, remote.WithContext(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	c := dial(t, env)
+	if _, err := c.images.PullImage(t.Context(), &runtimev1.PullImageRequest{Image: &runtimev1.ImageSpec{Image: ref.Name()}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What cannot be imported is an error that says what, and Ready does not wait
+// for a sandbox image that will never be there.
+func TestImportOfWhatIsNoImage(t *testing.T) {
+	env := testenv.Containerd(t)
+	junk := filepath.Join(t.TempDir(), "junk.tar")
+	if err := os.WriteFile(junk, []byte("no archive"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, archive := range []string{junk, junk + ".missing"} {
+		refs, err := env.Daemon.ImportImages(t.Context(), archive, false)
+		if err == nil || !strings.Contains(err.Error(), archive) {
+			t.Errorf("%s: images %q, error %v", archive, refs, err)
+		}
+	}
+}
+
+func TestReadyFailsAtOnceWithoutItsImage(t *testing.T) {
+	for archive, want := range map[string]error{"busybox": containerd.ErrNoImage, "missing": fs.ErrNotExist} {
+		env := testenv.Containerd(t)
+		path := filepath.Join(env.Dir, "missing.tar")
+		if archive != "missing" {
+			path = testenv.Image(t, archive)
+		}
+		// Another view of the same daemon, with a sandbox image that is nowhere.
+		bin := filepath.Dir(testenv.Tool(t, "containerd"))
+		d, err := containerd.New(containerd.Config{
+			Dir: env.Dir, BinDirs: []string{bin}, CNIBinDir: bin,
+			Handlers:     containerd.DetectHandlers([]string{bin}, ""),
+			SandboxImage: "example.test/none:v1", SandboxArchive: path,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Ready(t.Context()); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", archive, err, want)
+		}
+	}
+}

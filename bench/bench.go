@@ -1,0 +1,145 @@
+// Package bench measures the platform against the bare mechanism below it, both in one run, and reports ratios: start
+// and mass start against raw CRI, the virtual node against a bare client of the API server.
+//
+// `make bench` runs it and docs/benchmarks.md has what it printed. It tests nothing: numbers of a busy machine are no
+// reason to fail.
+package bench
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// rawCRI is the peer: the calls that any client of containerd has to make, and nothing else.
+type rawCRI struct {
+	conn    *grpc.ClientConn
+	runtime rt.RuntimeServiceClient
+	images  rt.ImageServiceClient
+	logs    string
+	auth    *rt.AuthConfig
+}
+
+func openCRI(socket, logs string, auth *rt.AuthConfig) (*rawCRI, error) {
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", socket, err)
+	}
+	return &rawCRI{conn: conn, runtime: rt.NewRuntimeServiceClient(conn), images: rt.NewImageServiceClient(conn), logs: logs, auth: auth}, nil
+}
+
+// rawPod is a sandbox with one container.
+type rawPod struct{ id, log string }
+
+// start pulls when asked to, makes the sandbox and the container and starts it.
+func (c *rawCRI) start(ctx context.Context, name, handler, image string, pull bool, args ...string) (*rawPod, error) {
+	dir := filepath.Join(c.logs, name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if pull {
+		if _, err := c.images.PullImage(ctx, &rt.PullImageRequest{Image: &rt.ImageSpec{Image: image}, Auth: c.auth}); err != nil {
+			return nil, fmt.Errorf("pull: %w", err)
+		}
+	}
+	cfg := &rt.PodSandboxConfig{
+		Metadata: &rt.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name}, Hostname: name, LogDirectory: dir,
+		Linux: &rt.LinuxPodSandboxConfig{CgroupParent: "/bench/pod" + name, SecurityContext: &rt.LinuxSandboxSecurityContext{NamespaceOptions: &rt.NamespaceOption{}}},
+	}
+	sandbox, err := c.runtime.RunPodSandbox(ctx, &rt.RunPodSandboxRequest{Config: cfg, RuntimeHandler: handler})
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: %w", err)
+	}
+	made, err := c.runtime.CreateContainer(ctx, &rt.CreateContainerRequest{PodSandboxId: sandbox.PodSandboxId, SandboxConfig: cfg, Config: &rt.ContainerConfig{
+		Metadata: &rt.ContainerMetadata{Name: "app"}, Image: &rt.ImageSpec{Image: image}, Args: args, LogPath: "app.log",
+		Linux: &rt.LinuxContainerConfig{Resources: &rt.LinuxContainerResources{MemoryLimitInBytes: 128 << 20, CpuShares: 256},
+			SecurityContext: &rt.LinuxContainerSecurityContext{NamespaceOptions: &rt.NamespaceOption{Pid: rt.NamespaceMode_CONTAINER}}}}})
+	if err != nil {
+		return nil, fmt.Errorf("create: %w", err)
+	}
+	if _, err := c.runtime.StartContainer(ctx, &rt.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
+		return nil, fmt.Errorf("start: %w", err)
+	}
+	return &rawPod{id: sandbox.PodSandboxId, log: filepath.Join(dir, "app.log")}, nil
+}
+
+func (c *rawCRI) remove(ctx context.Context, p *rawPod) error {
+	_, err := c.runtime.StopPodSandbox(ctx, &rt.StopPodSandboxRequest{PodSandboxId: p.id})
+	_, rerr := c.runtime.RemovePodSandbox(ctx, &rt.RemovePodSandboxRequest{PodSandboxId: p.id})
+	return errors.Join(err, rerr)
+}
+
+// forget removes every image of the repository, so that the next pull is cold.
+func (c *rawCRI) forget(ctx context.Context, repository string) error {
+	list, err := c.images.ListImages(ctx, &rt.ListImagesRequest{})
+	if err != nil {
+		return err
+	}
+	for _, i := range list.Images {
+		if strings.HasPrefix(strings.Join(append(i.RepoTags, i.RepoDigests...), " "), repository) {
+			if _, err := c.images.RemoveImage(ctx, &rt.RemoveImageRequest{Image: &rt.ImageSpec{Image: i.Id}}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// stamp waits for the first line of a CRI log file, the demo workload's own nanosecond of its beginning.
+func stamp(ctx context.Context, log string) (time.Time, error) {
+	for {
+		if f, err := os.Open(log); err == nil {
+			line, err := bufio.NewReader(f).ReadString('\n')
+			f.Close()
+			if fields := strings.Fields(line); err == nil && len(fields) > 0 {
+				ns, err := strconv.ParseInt(fields[len(fields)-1], 10, 64)
+				return time.Unix(0, ns), err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return time.Time{}, fmt.Errorf("%s: no line: %w", log, ctx.Err())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// cpuSeconds is what all processors of the machine have worked since boot (proc(5), /proc/stat).
+func cpuSeconds() (float64, error) {
+	data, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	var busy float64
+	for i, f := range strings.Fields(line)[1:] {
+		v, err := strconv.ParseFloat(f, 64)
+		if err != nil {
+			return 0, err
+		}
+		if i < 8 && i != 3 && i != 4 { // all but idle, iowait and the guests' double count
+			busy += v
+		}
+	}
+	return busy / 100, nil // USER_HZ
+}
+
+// median of durations in milliseconds.
+func median(ds []time.Duration) float64 {
+	if len(ds) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(ds))
+	return float64(sorted[len(sorted)/2].Microseconds()) / 1000
+}

@@ -1,0 +1,304 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cumulet.io/cis"
+	"cumulet.io/hack/platform"
+)
+
+func client(b *testing.B, kubeconfig string) kubernetes.Interface {
+	b.Helper()
+	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		b.Fatal(err)
+	}
+	cfg.QPS, cfg.Burst = 1000, 2000
+	cs, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return cs
+}
+
+func pod(name, image, class string, args ...string) *corev1.Pod {
+	grace := int64(0)
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", Annotations: map[string]string{cis.AnnotationSandbox: class}},
+		Spec: corev1.PodSpec{
+			NodeSelector:                  map[string]string{"type": "virtual-kubelet"},
+			Tolerations:                   []corev1.Toleration{{Key: "virtual-kubelet.io/provider", Operator: corev1.TolerationOpExists}},
+			ImagePullSecrets:              []corev1.LocalObjectReference{{Name: "registry"}},
+			TerminationGracePeriodSeconds: &grace,
+			Containers: []corev1.Container{{Name: "app", Image: image, Args: args, Resources: corev1.ResourceRequirements{
+				Requests: corev1.ResourceList{"cpu": resource.MustParse("50m"), "memory": resource.MustParse("64Mi")},
+				Limits:   corev1.ResourceList{"memory": resource.MustParse("128Mi")}}}},
+		},
+	}
+}
+
+// started is a platform with Kubernetes, an image pushed and the pull secret made, beside a raw client of its containerd.
+type started struct {
+	*platform.Platform
+	kube  kubernetes.Interface
+	raw   *rawCRI
+	image string
+	seen  map[string]bool // log files of earlier pods
+
+	rawPods []*rawPod // to be removed
+}
+
+func start(b *testing.B) *started {
+	b.Helper()
+	p := platform.Start(b, platform.Options{Kubernetes: true, Set: []string{"log.level=info"}})
+	s := &started{Platform: p, image: p.Push("demo/hello:1"), kube: client(b, p.Kubeconfig), seen: map[string]bool{}}
+	p.Login()
+	for {
+		if _, err := s.kube.CoreV1().ServiceAccounts("default").Get(b.Context(), "default", metav1.GetOptions{}); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if _, err := p.Kubectl("", "create", "secret", "docker-registry", "registry", "--docker-server="+p.Registry, "--docker-username=admin", "--docker-password="+p.Password()); err != nil {
+		b.Fatal(err)
+	}
+	var err error
+	s.raw, err = openCRI(filepath.Join(p.StateDir, "containerd", "run", "c.sock"), filepath.Join(p.Dir, "raw"), &rt.AuthConfig{Username: "admin", Password: p.Password()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+// platformStart creates a pod and gives the time until its process began.
+func (s *started) platformStart(ctx context.Context, name, class string) (time.Duration, error) {
+	t0 := time.Now()
+	made, err := s.kube.CoreV1().Pods("default").Create(ctx, pod(name, s.image, class, "stamp"), metav1.CreateOptions{})
+	if err != nil {
+		return 0, err
+	}
+	log, err := s.newLog(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("pod %s: %w", name, err)
+	}
+	at, err := stamp(ctx, log)
+	if err != nil {
+		return 0, err
+	}
+	// Gone for good, its log too, before the next one begins.
+	if err := s.kube.CoreV1().Pods("default").Delete(ctx, made.Name, metav1.DeleteOptions{}); err != nil {
+		return 0, err
+	}
+	return at.Sub(t0), s.drain(ctx)
+}
+
+// newLog waits for the log file of an instance that was not there before.
+func (s *started) newLog(ctx context.Context) (string, error) {
+	for {
+		logs, err := filepath.Glob(filepath.Join(s.StateDir, "log", "instances", "demo", "*", "app", "0.log"))
+		if err != nil {
+			return "", err
+		}
+		for _, l := range logs {
+			if !s.seen[l] {
+				s.seen[l] = true
+				return l, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("no log appears: %w", ctx.Err())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// drain waits until no pod is left.
+func (s *started) drain(ctx context.Context) error {
+	for {
+		list, err := s.kube.CoreV1().Pods("default").List(ctx, metav1.ListOptions{})
+		if err != nil || len(list.Items) == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d pods are left: %w", len(list.Items), ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// BenchmarkColdStart is the time from the create of a pod to the first instruction of its process, the image pulled anew
+// each time, beside the same by raw CRI calls.
+func BenchmarkColdStart(b *testing.B) {
+	s := start(b)
+	for class, handler := range map[string]string{"runc": "runc", "gvisor": "runsc"} {
+		b.Run(class, func(b *testing.B) {
+			const rounds = 10
+			ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
+			defer cancel()
+			var ours, raws []time.Duration
+			for i := range rounds {
+				if err := s.raw.forget(ctx, s.Registry+"/"); err != nil {
+					b.Fatal(err)
+				}
+				d, err := s.platformStart(ctx, fmt.Sprintf("cold-%s-%d", class, i), class)
+				if err != nil {
+					b.Fatal(err)
+				}
+				ours = append(ours, d)
+
+				if err := s.raw.forget(ctx, s.Registry+"/"); err != nil {
+					b.Fatal(err)
+				}
+				t0 := time.Now()
+				p, err := s.raw.start(ctx, fmt.Sprintf("raw-%s-%d", class, i), handler, s.image, true, "stamp")
+				if err != nil {
+					b.Fatal(err)
+				}
+				at, err := stamp(ctx, p.log)
+				if err != nil {
+					b.Fatal(err)
+				}
+				raws = append(raws, at.Sub(t0))
+				if err := s.raw.remove(ctx, p); err != nil {
+					b.Fatal(err)
+				}
+			}
+			report(b, median(ours), median(raws), "ms")
+		})
+	}
+}
+
+// report writes our figure, the peer's and their ratio.
+func report(b *testing.B, ours, peer float64, unit string) {
+	b.ReportMetric(0, "ns/op") // wall time of the whole says nothing
+	b.ReportMetric(ours, "ours-"+unit)
+	b.ReportMetric(peer, "raw-"+unit)
+	b.ReportMetric(ours/peer, "ratio")
+}
+
+// BenchmarkMassStart is the processor time of the whole machine for 100 instances at once until all have begun, the
+// control plane's and the API server's included, beside the same by raw CRI calls, eight at a time.
+func BenchmarkMassStart(b *testing.B) {
+	const n = 100
+	s := start(b)
+	for class, handler := range map[string]string{"runc": "runc", "gvisor": "runsc"} {
+		b.Run(class, func(b *testing.B) {
+			ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
+			defer cancel()
+			warm, err := s.raw.start(ctx, "warm-"+class, handler, s.image, true, "stamp") // the image is there for both
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := s.raw.remove(ctx, warm); err != nil {
+				b.Fatal(err)
+			}
+
+			raw, err := used(func() error { return s.rawMany(ctx, class, handler, n) })
+			if err != nil {
+				b.Fatal(err)
+			}
+			ours, err := used(func() error { return s.platformMany(ctx, class, n) })
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := s.drainAll(ctx); err != nil {
+				b.Fatal(err)
+			}
+			report(b, ours, raw, "cpu-s")
+		})
+	}
+}
+
+func used(f func() error) (float64, error) {
+	before, err := cpuSeconds()
+	if err != nil {
+		return 0, err
+	}
+	if err := f(); err != nil {
+		return 0, err
+	}
+	after, err := cpuSeconds()
+	return after - before, err
+}
+
+// rawMany starts n and waits until each has begun; removing them is not counted for either side, so it happens later.
+func (s *started) rawMany(ctx context.Context, class, handler string, n int) error {
+	var group errgroup.Group
+	group.SetLimit(8)
+	var mu sync.Mutex
+	var pods []*rawPod
+	for i := range n {
+		group.Go(func() error {
+			p, err := s.raw.start(ctx, fmt.Sprintf("many-%s-%d", class, i), handler, s.image, false, "stamp")
+			if err != nil {
+				return err
+			}
+			if _, err := stamp(ctx, p.log); err != nil {
+				return err
+			}
+			mu.Lock()
+			pods = append(pods, p)
+			mu.Unlock()
+			return nil
+		})
+	}
+	err := group.Wait()
+	s.rawPods = append(s.rawPods, pods...)
+	return err
+}
+
+func (s *started) platformMany(ctx context.Context, class string, n int) error {
+	var group errgroup.Group
+	group.SetLimit(8)
+	for i := range n {
+		group.Go(func() error {
+			_, err := s.kube.CoreV1().Pods("default").Create(ctx, pod(fmt.Sprintf("many-%s-%d", class, i), s.image, class, "stamp"), metav1.CreateOptions{})
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	for range n {
+		log, err := s.newLog(ctx)
+		if err != nil {
+			return err
+		}
+		if _, err := stamp(ctx, log); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drainAll removes the pods of both sides.
+func (s *started) drainAll(ctx context.Context) error {
+	var group errgroup.Group
+	group.SetLimit(8)
+	for _, p := range s.rawPods {
+		group.Go(func() error { return s.raw.remove(ctx, p) })
+	}
+	s.rawPods = nil
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := s.kube.CoreV1().Pods("default").DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		return err
+	}
+	return s.drain(ctx)
+}

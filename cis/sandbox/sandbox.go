@@ -1,0 +1,138 @@
+// Package sandbox knows the sandbox classes: what this host can do and why not, which runtime handler an instance gets,
+// and what a class cannot do.
+//
+// It looks at the machine and starts nothing but the runtimes' own version commands. Starting sandboxes is the engine's.
+package sandbox
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"cumulet.io/cis"
+	"cumulet.io/internal/problem"
+)
+
+// Handler is the containerd runtime handler of a class.
+func Handler(c cis.SandboxClass) string {
+	if c == cis.GVisor {
+		return "runsc"
+	}
+	return string(c)
+}
+
+// Classes are all sandbox classes, strongest first.
+func Classes() []cis.SandboxClass { return []cis.SandboxClass{cis.Kata, cis.GVisor, cis.Runc} }
+
+// Check is one thing that a class needs of the host.
+type Check struct {
+	// Name says what, as "hardware virtualisation".
+	Name string `json:"name"`
+	// OK tells whether the host has it; Found is what was seen.
+	OK    bool   `json:"ok"`
+	Found string `json:"found"`
+	// Fix says how to get it; empty when OK.
+	Fix string `json:"fix,omitempty"`
+}
+
+// Finding is what the host can do for one class.
+type Finding struct {
+	Class cis.SandboxClass `json:"class"`
+	// Handler is the containerd runtime handler.
+	Handler string  `json:"handler"`
+	Checks  []Check `json:"checks"`
+}
+
+// Available tells whether every check passed.
+func (f Finding) Available() bool { return f.Why() == "" }
+
+// Why is a sentence of what is missing and how to mend it; "" when nothing is.
+func (f Finding) Why() string {
+	var missing []string
+	for _, c := range f.Checks {
+		if !c.OK {
+			missing = append(missing, fmt.Sprintf("%s: %s (%s)", c.Name, c.Found, c.Fix))
+		}
+	}
+	return strings.Join(missing, "; ")
+}
+
+// Report is what the host can do, strongest class first.
+type Report struct {
+	Findings []Finding `json:"findings"`
+	// Default is the class of an instance that asks for none; "" when there is none.
+	Default cis.SandboxClass `json:"default"`
+}
+
+// Handlers are the handlers of the available classes, and why the others are not.
+func (r Report) Handlers() (have map[cis.SandboxClass]string, why map[cis.SandboxClass]string) {
+	have, why = map[cis.SandboxClass]string{}, map[cis.SandboxClass]string{}
+	for _, f := range r.Findings {
+		if f.Available() {
+			have[f.Class] = f.Handler
+		} else {
+			why[f.Class] = f.Why()
+		}
+	}
+	return have, why
+}
+
+// Choose gives the class that an instance runs in and its handler. "" asks for the default. A class is never replaced by
+// a weaker one: what the host lacks is an error of class problem.ErrUnsupported that says how to mend it.
+func (r Report) Choose(asked cis.SandboxClass) (cis.SandboxClass, string, error) {
+	if asked == "" {
+		asked = r.Default
+	}
+	for _, f := range r.Findings {
+		switch {
+		case f.Class != asked:
+		case f.Available():
+			return f.Class, f.Handler, nil
+		default:
+			return "", "", problem.New(problem.ErrUnsupported, "sandbox class %s is not to be had on this host: %s", asked, f.Why())
+		}
+	}
+	if asked == "" {
+		return "", "", problem.New(problem.ErrUnsupported, "this host has no isolating sandbox class, and none was asked for. %s", r.lacking())
+	}
+	return "", "", problem.Invalid("sandbox", "must be kata, gvisor or runc", asked)
+}
+
+// lacking says of each class what it lacks, and of one that could be asked for how.
+func (r Report) lacking() string {
+	var parts []string
+	for _, f := range r.Findings {
+		if f.Available() {
+			parts = append(parts, fmt.Sprintf("%s, which isolates nothing, must be asked for by name.", f.Class))
+		} else {
+			parts = append(parts, fmt.Sprintf("%s: %s.", f.Class, f.Why()))
+		}
+	}
+	return strings.Join(parts, " ")
+}
+
+// Write prints the report as a table for people.
+func (r Report) Write(w io.Writer) error {
+	tw := tabwriter.NewWriter(w, 0, 4, 3, ' ', 0)
+	fmt.Fprintln(tw, "CLASS\tAVAILABLE\tNEEDS\tFOUND\tFIX")
+	for _, f := range r.Findings {
+		available := "no"
+		if f.Available() {
+			available = "yes"
+		}
+		if f.Class == r.Default {
+			available += " (default)"
+		}
+		class := string(f.Class)
+		for _, c := range f.Checks {
+			fix := c.Fix
+			if c.OK {
+				fix = "-"
+			}
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", class, available, c.Name, c.Found, fix)
+			class, available = "", ""
+		}
+	}
+	return tw.Flush()
+}

@@ -1,0 +1,177 @@
+package role
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"os"
+	"time"
+
+	"cumulet.io/billing/meter"
+	"cumulet.io/cis"
+	"cumulet.io/cis/engine"
+	"cumulet.io/cis/engine/cri"
+	"cumulet.io/cis/engine/cri/containerd"
+	"cumulet.io/cis/sandbox"
+	"cumulet.io/cmd/cisd/config"
+	"cumulet.io/registry/hubtoken"
+)
+
+// pauseImage is the sandbox image in the archive of control.cri.pauseImage.
+const pauseImage = "cumulet.io/pause:v1"
+
+// binDirs are where runtimes are looked for before PATH.
+func binDirs(c config.CRI) []string {
+	if c.BinDir == "" {
+		return nil
+	}
+	return []string{c.BinDir}
+}
+
+func report(ctx context.Context, c config.CRI) sandbox.Report {
+	return sandbox.Host(ctx, sandbox.Options{BinDirs: binDirs(c), KataConfig: c.KataConfig, AllowRuncDefault: c.AllowRuncDefault})
+}
+
+// HostCheck prints which sandbox classes this machine can run, and how to mend the others.
+func HostCheck(ctx context.Context, cfg *config.Config, w io.Writer) error {
+	return report(ctx, cfg.Control.CRI).Write(w)
+}
+
+// daemon is the containerd that the server runs as its child, nil when the operator has one running.
+func daemon(cfg *config.Config, handlers map[cis.SandboxClass]string, log *slog.Logger) (*containerd.Daemon, error) {
+	c := cfg.Control.CRI
+	if c.Socket != "" {
+		return nil, nil
+	}
+	subnet, err := netip.ParsePrefix(c.Subnet)
+	if err != nil {
+		return nil, fmt.Errorf("control.cri.subnet: %w", err)
+	}
+	registry, err := url.Parse(cfg.Registry.URL)
+	if err != nil {
+		return nil, fmt.Errorf("registry.url: %w", err)
+	}
+	var offered []containerd.Handler
+	for _, h := range containerd.DetectHandlers(binDirs(c), c.KataConfig) {
+		for _, name := range handlers {
+			if h.Name == name {
+				offered = append(offered, h)
+			}
+		}
+	}
+	return containerd.New(containerd.Config{
+		Dir: cfg.Path("containerd"), BinDirs: binDirs(c), CNIBinDir: c.BinDir, Handlers: offered,
+		SandboxImage: pauseImage, SandboxArchive: c.PauseImage,
+		Network:    containerd.Network{Bridge: c.Bridge, Subnet: subnet},
+		Registries: []containerd.Registry{{Host: registry.Host, PlainHTTP: registry.Scheme == "http"}},
+		Log:        log,
+	})
+}
+
+// criPlace runs instances on this machine: containerd as a child or an existing one, the engine, the meter.
+func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error) {
+	c := p.cfg.Control.CRI
+	rep := report(ctx, c)
+	handlers, why := rep.Handlers()
+	for class, reason := range why {
+		log.Info("a sandbox class is not to be had here", "class", class, "why", reason)
+	}
+	if rep.Default == "" {
+		log.Warn("no sandbox class is the default here: instances must name one; see cisd host check")
+	}
+	ctrd, err := daemon(p.cfg, handlers, log)
+	if err != nil {
+		return nil, err
+	}
+	pulls, err := p.source(accountControl, hubtoken.AudienceRegistry, hubtoken.ActionNode)
+	if err != nil {
+		return nil, err
+	}
+	auth, err := newPullAuth(p.cfg.Registry.URL, pulls)
+	if err != nil {
+		return nil, err
+	}
+	meters, err := meter.Open(p.meterDir(), meter.Options{Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	p.close = append(p.close, meters.Close)
+	pl := &place{meters: meters, parts: []part{{"meter", meters.Run}}}
+	socket := c.Socket
+	pl.ready = func(context.Context) error { _, err := os.Stat(socket); return err }
+	if ctrd != nil {
+		socket = ctrd.Socket()
+		pl.ready = ctrd.Ready
+		pl.parts = append(pl.parts, part{"containerd", ctrd.Run})
+	}
+	pl.engine = func(sink engine.Sink) (engine.Engine, error) {
+		e, err := cri.New(cri.Config{
+			Socket: socket, Root: p.cfg.Path("engine"), LogRoot: p.logRoot(), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
+			HostIP: p.cfg.Node.Address, Handlers: handlers, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
+			PullAuth: auth.Credentials, CgroupRoot: p.cgroupRoot(),
+		})
+		if err != nil {
+			return nil, err
+		}
+		p.close = append(p.close, e.Close)
+		return e, nil
+	}
+	return pl, nil
+}
+
+// logRoot is where containers' log files are, and what the collector reads.
+func (p *process) logRoot() string { return p.cfg.Path("log", "instances") }
+
+// cgroupRoot keeps the instances of several servers on one machine apart.
+func (p *process) cgroupRoot() string { return "/cumulet-" + p.cfg.Control.CRI.Bridge }
+
+type meterStarter struct{ w *meter.Writer }
+
+// Start implements cri.MeterStarter.
+func (m meterStarter) Start(ctx context.Context, s cri.Subject) (cri.Meter, error) {
+	return m.w.Start(ctx, meter.Subject(s))
+}
+
+// Purge ends every instance on this machine and removes all state. The server must not be running.
+func Purge(ctx context.Context, cfg *config.Config, w io.Writer) error {
+	log := slog.New(slog.DiscardHandler)
+	handlers, _ := report(ctx, cfg.Control.CRI).Handlers()
+	ctrd, err := daemon(cfg, handlers, log)
+	if err != nil {
+		return err
+	}
+	if ctrd != nil {
+		if err := purgeSandboxes(ctx, ctrd, w); err != nil {
+			return err
+		}
+		if err := ctrd.Purge(ctx); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(cfg.StateDir); err != nil {
+		return fmt.Errorf("remove state: %w", err)
+	}
+	return nil
+}
+
+// purgeSandboxes starts containerd once more to give every sandbox an orderly end: addresses, rules and mounts go with it.
+func purgeSandboxes(ctx context.Context, ctrd *containerd.Daemon, w io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	run, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- ctrd.Run(run) }()
+	err := ctrd.Ready(ctx)
+	if err == nil {
+		fmt.Fprintln(w, "ending instances")
+		err = ctrd.RemoveSandboxes(ctx)
+	}
+	stop()
+	if rerr := <-done; err == nil {
+		err = rerr
+	}
+	return err
+}

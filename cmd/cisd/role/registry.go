@@ -1,0 +1,55 @@
+package role
+
+import (
+	"context"
+
+	"cumulet.io/internal/httpserve"
+	"cumulet.io/internal/sqldb"
+	"cumulet.io/registry/directory"
+	"cumulet.io/registry/hubtoken"
+	"cumulet.io/registry/server"
+)
+
+// registry is the bundled registry with the token service.
+func (p *process) registry(ctx context.Context) ([]part, error) {
+	c := p.cfg.Registry
+	db, err := p.database(ctx, c.Database)
+	if err != nil {
+		return nil, err
+	}
+	file := func(name string) directory.Credential {
+		return directory.Credential{Name: name, PasswordFile: p.cfg.Path("credentials", name)}
+	}
+	reg, err := server.New(ctx, server.Config{
+		DB: db, Dir: p.cfg.Path("registry"), PublicURL: c.URL, Issuer: tokenIssuer, TokenTTL: c.TokenTTL,
+		Driver: "filesystem", Parameters: map[string]any{"rootdirectory": c.BlobDir},
+		Bootstrap: directory.Bootstrap{
+			Admin: file(c.AdminUser), Org: c.AdminOrg,
+			Services: []directory.ServiceAccount{
+				{Credential: file(accountKubelet), Platform: []string{hubtoken.ActionNode}},
+				{Credential: file(accountControl), Platform: []string{hubtoken.ActionNode, hubtoken.ActionOperator}},
+				{Credential: file(accountBilling), Platform: []string{hubtoken.ActionOperator, hubtoken.ActionMeter}},
+			},
+		},
+		Logger: p.log.With("role", Registry),
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.close = append(p.close, reg.Close)
+	http, err := p.serve(ctx, c.Listen, httpserve.Config{Role: string(Registry), Handler: reg, Ready: reg.Check, Metrics: metrics()})
+	if err != nil {
+		return nil, err
+	}
+	return []part{http, {"keys", reg.Run}}, nil
+}
+
+// database opens a role's database; it is closed when everything has stopped.
+func (p *process) database(ctx context.Context, dsn string) (*sqldb.DB, error) {
+	db, err := sqldb.Open(ctx, dsn)
+	if err != nil {
+		return nil, err
+	}
+	p.close = append(p.close, db.Close)
+	return db, nil
+}
