@@ -78,7 +78,12 @@ func TestCrashes(t *testing.T) {
 		if n > 0 {
 			cond = "--for=jsonpath={.status.phase}=Succeeded"
 		}
-		run(t, p, "", "wait", cond, "pod/"+name, "--timeout=180s")
+		if _, err := p.Kubectl("", "wait", cond, "pod/"+name, "--timeout=120s"); err != nil {
+			t.Error(err)
+			t.Logf("%s", run(t, p, "", "describe", "pod", name))
+			out, err := p.Cis("describe", name)
+			t.Logf("%s %v", out, err)
+		}
 	}
 
 	// One instance for each pod, never restarted, in its first sandbox.

@@ -329,6 +329,10 @@ func (p *Platform) stop(o Options) {
 			p.t.Errorf("purge: %v\n%s", err, out)
 		}
 	}
+	if p.t.Failed() && os.Getenv("CUMULET_KEEP") != "" {
+		p.t.Logf("kept: %s", p.Dir)
+		return
+	}
 	if err := os.RemoveAll(p.Dir); err != nil {
 		p.t.Errorf("remove %s: %v", p.Dir, err)
 	}

@@ -69,11 +69,10 @@ func (r *result) take(e event, out io.Writer) {
 	key := pkg + " " + e.Test
 	switch e.Action {
 	case "output", "build-output":
-		lines := append(r.output[key], e.Output)
-		if len(lines) > maxKept {
-			lines = lines[len(lines)-maxKept:]
+		r.output[key] = append(r.output[key], e.Output)
+		if n := len(r.output[key]); n > maxKept {
+			r.output[key] = r.output[key][n-maxKept:]
 		}
-		r.output[key] = lines
 	case "pass":
 		if e.Test != "" {
 			r.passed++

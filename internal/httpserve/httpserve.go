@@ -71,7 +71,7 @@ func Run(ctx context.Context, l net.Listener, c Config) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = srv.Close()
 	}
-	_ = <-failed // http.ErrServerClosed
+	<-failed //nolint:errcheck // http.ErrServerClosed
 	if err != nil {
 		return fmt.Errorf("stop %s: %w", c.Role, err)
 	}

@@ -66,15 +66,23 @@ func (c cgroups) path(id string) string { return c.root + "/pod-" + id }
 
 // dirs are the directories of an instance's cgroup: one with v2, one for each hierarchy with v1.
 func (c cgroups) dirs(id string) []string {
+	return c.in(c.path(id))
+}
+
+// roots are the directories below which all instances' are.
+func (c cgroups) roots() []string { return c.in(c.root) }
+
+// in is a cgroup's directory in each hierarchy.
+func (c cgroups) in(path string) []string {
 	if c.v2 != "" {
-		return []string{filepath.Join(c.v2, c.path(id))}
+		return []string{filepath.Join(c.v2, path)}
 	}
 	seen := map[string]bool{}
 	var out []string
 	for _, dir := range c.v1 {
 		if !seen[dir] {
 			seen[dir] = true
-			out = append(out, filepath.Join(dir, c.path(id)))
+			out = append(out, filepath.Join(dir, path))
 		}
 	}
 	return out

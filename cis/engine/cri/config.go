@@ -123,6 +123,9 @@ const (
 	meterStartFailed = "StartFailed"
 )
 
+// defaultCgroupRoot is where instances' cgroups are when the configuration does not say.
+const defaultCgroupRoot = "/cumulet"
+
 // classOrder is strongest first.
 func classOrder() []cis.SandboxClass { return []cis.SandboxClass{cis.Kata, cis.GVisor, cis.Runc} }
 
@@ -148,7 +151,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Logger = slog.Default()
 	}
 	if c.CgroupRoot == "" {
-		c.CgroupRoot = "/cumulet"
+		c.CgroupRoot = defaultCgroupRoot
 	}
 	if c.ParallelStarts <= 0 {
 		c.ParallelStarts = max(8, 2*runtime.NumCPU())

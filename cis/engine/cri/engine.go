@@ -20,6 +20,7 @@ import (
 
 	"cumulet.io/cis"
 	"cumulet.io/cis/engine"
+	"cumulet.io/internal/mounts"
 	"cumulet.io/internal/problem"
 )
 
@@ -268,7 +269,7 @@ func (e *Engine) instanceDir(id string) string { return filepath.Join(e.cfg.Root
 
 // removeFiles removes what an instance leaves on the node except its logs.
 func (e *Engine) removeFiles(id string) {
-	if err := removeTree(e.instanceDir(id)); err != nil {
+	if err := mounts.RemoveAll(e.instanceDir(id)); err != nil {
 		e.log.Warn("instance directory not removed", "instance", id, "error", err)
 	}
 	if err := e.cgroup.remove(id); err != nil {

@@ -20,6 +20,7 @@ import (
 
 	"cumulet.io/cis"
 	"cumulet.io/cis/engine/cri/containerd"
+	"cumulet.io/internal/mounts"
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/testenv"
 )
@@ -301,7 +302,7 @@ func (b *bench) deleteAll() {
 
 // noLeaks checks that ended instances left nothing but logs.
 func (b *bench) noLeaks() {
-	if points, err := mountsBelow(b.cfg.Root); err != nil || len(points) > 0 {
+	if points, err := mounts.In(b.cfg.Root); err != nil || len(points) > 0 {
 		b.t.Errorf("mounts left: %v %v", points, err)
 	}
 	dirs, err := os.ReadDir(filepath.Join(b.cfg.Root, "instances"))

@@ -1,21 +1,19 @@
 package cri
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"cumulet.io/cis"
+	"cumulet.io/internal/mounts"
 	"cumulet.io/internal/problem"
 )
 
@@ -200,7 +198,7 @@ func (v *volumes) messagePath(container string, attempt int) string {
 func (v *volumes) remove() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err := unmountBelow(v.dir); err != nil {
+	if err := mounts.Unmount(v.dir); err != nil {
 		return err
 	}
 	var err error
@@ -208,60 +206,4 @@ func (v *volumes) remove() error {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(v.dir, d)))
 	}
 	return err
-}
-
-// removeTree unmounts what is mounted below dir and removes it.
-func removeTree(dir string) error {
-	if err := unmountBelow(dir); err != nil {
-		return err
-	}
-	return os.RemoveAll(dir)
-}
-
-// unmountBelow unmounts everything below dir, the deepest first. Nothing may be removed while it fails: a removal
-// would go through the mount.
-func unmountBelow(dir string) error {
-	for range 100 { // a mount point may carry several mounts
-		points, err := mountsBelow(dir)
-		if err != nil {
-			return err
-		}
-		if len(points) == 0 {
-			return nil
-		}
-		for _, p := range points {
-			if err := unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("unmount %s: %w", p, err)
-			}
-		}
-	}
-	return fmt.Errorf("unmount below %s: mounts stay", dir)
-}
-
-func mountsBelow(dir string) ([]string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	var points []string
-	s := bufio.NewScanner(f)
-	s.Buffer(nil, 1<<20)
-	for s.Scan() {
-		fields := strings.Fields(s.Text())
-		if len(fields) < 5 {
-			continue
-		}
-		p := unescapeMount(fields[4])
-		if strings.HasPrefix(p, dir+"/") {
-			points = append(points, p)
-		}
-	}
-	sort.Slice(points, func(i, j int) bool { return len(points[i]) > len(points[j]) })
-	return points, s.Err()
-}
-
-// unescapeMount undoes the octal escapes of /proc/self/mountinfo.
-func unescapeMount(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"cumulet.io/cis"
+	"cumulet.io/internal/mounts"
 	"cumulet.io/internal/testenv"
 )
 
@@ -107,7 +108,7 @@ func TestSubPath(t *testing.T) {
 	if again, err := v.subPath("c", 0, cis.Mount{Volume: "data", SubPath: "in/made/deep"}); err != nil || again != at {
 		t.Errorf("%s %v", again, err)
 	}
-	points, err := mountsBelow(v.dir)
+	points, err := mounts.In(v.dir)
 	if err != nil || len(points) != 1 {
 		t.Errorf("mounts %v %v", points, err)
 	}
@@ -133,7 +134,7 @@ func TestVolumes(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(v.path("key"), "k")); err != nil || string(b) != "v2" {
 		t.Errorf("%q %v", b, err)
 	}
-	points, err := mountsBelow(v.dir)
+	points, err := mounts.In(v.dir)
 	if err != nil || len(points) != 2 {
 		t.Errorf("mounts %v %v", points, err)
 	}
@@ -149,7 +150,7 @@ func TestVolumes(t *testing.T) {
 	if err := v.remove(); err != nil {
 		t.Fatal(err)
 	}
-	if points, err := mountsBelow(v.dir); err != nil || len(points) != 0 {
+	if points, err := mounts.In(v.dir); err != nil || len(points) != 0 {
 		t.Errorf("mounts left %v %v", points, err)
 	}
 }

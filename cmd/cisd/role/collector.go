@@ -38,12 +38,12 @@ func (p *process) collector(meters *meter.Writer, service *control.Control, log 
 			}
 		}
 	}
-	for _, dir := range []string{p.logRoot(), p.meterDir()} {
+	for _, dir := range []string{logRoot(p.cfg), p.meterDir()} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, err
 		}
 	}
-	beat, err := collect.New(collect.Options{Binary: binary, Dir: p.cfg.Path("filebeat"), LogRoot: p.logRoot(), MeterDir: p.meterDir(),
+	beat, err := collect.New(collect.Options{Binary: binary, Dir: p.cfg.Path("filebeat"), LogRoot: logRoot(p.cfg), MeterDir: p.meterDir(),
 		Store: p.bulkURL(), User: user, Password: password}, log)
 	if err != nil {
 		return nil, err

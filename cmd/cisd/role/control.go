@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"cumulet.io/billing/meter"
@@ -71,7 +72,7 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
-	parts := append(place.parts, http, part{"instances", func(ctx context.Context) error {
+	parts := slices.Concat(place.parts, []part{http, {"instances", func(ctx context.Context) error {
 		// The engine can adopt nothing before its runtime answers.
 		for {
 			wait, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -86,7 +87,7 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 			log.Warn("waiting for the container runtime", "error", err)
 		}
 		return service.Run(ctx)
-	}})
+	}}})
 	if place.meters != nil {
 		collector, err := p.collector(place.meters, service, log)
 		if err != nil {

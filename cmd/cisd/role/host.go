@@ -115,9 +115,9 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 	}
 	pl.engine = func(sink engine.Sink) (engine.Engine, error) {
 		e, err := cri.New(cri.Config{
-			Socket: socket, Root: p.cfg.Path("engine"), LogRoot: p.logRoot(), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
+			Socket: socket, Root: p.cfg.Path("engine"), LogRoot: logRoot(p.cfg), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
 			HostIP: p.cfg.Node.Address, Handlers: handlers, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
-			PullAuth: auth.Credentials, CgroupRoot: p.cgroupRoot(),
+			PullAuth: auth.Credentials, CgroupRoot: cgroupRoot(p.cfg),
 		})
 		if err != nil {
 			return nil, err
@@ -129,10 +129,10 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 }
 
 // logRoot is where containers' log files are, and what the collector reads.
-func (p *process) logRoot() string { return p.cfg.Path("log", "instances") }
+func logRoot(c *config.Config) string { return c.Path("log", "instances") }
 
 // cgroupRoot keeps the instances of several servers on one machine apart.
-func (p *process) cgroupRoot() string { return "/cumulet-" + p.cfg.Control.CRI.Bridge }
+func cgroupRoot(c *config.Config) string { return "/cumulet-" + c.Control.CRI.Bridge }
 
 type meterStarter struct{ w *meter.Writer }
 
@@ -156,6 +156,9 @@ func Purge(ctx context.Context, cfg *config.Config, w io.Writer) error {
 		if err := ctrd.Purge(ctx); err != nil {
 			return err
 		}
+	}
+	if err := cri.Purge(cri.Config{Root: cfg.Path("engine"), LogRoot: logRoot(cfg), CgroupRoot: cgroupRoot(cfg)}); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(cfg.StateDir); err != nil {
 		return fmt.Errorf("remove state: %w", err)

@@ -20,6 +20,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cumulet.io/internal/mounts"
 )
 
 // removals is how many sandboxes are removed at a time.
@@ -72,11 +74,7 @@ func (d *Daemon) Purge(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	for _, dir := range []string{d.config.shortDir(), d.config.RunDir, d.config.Dir} {
-		if err := unmountBelow(dir); err != nil {
-			errs = append(errs, err)
-			continue // never delete through a mount
-		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := mounts.RemoveAll(dir); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -147,44 +145,6 @@ func processes(socket string) (shims []int, children map[int][]int, err error) {
 		}
 	}
 	return shims, children, nil
-}
-
-// unmountBelow unmounts everything in dir, the last mounted first.
-func unmountBelow(dir string) error {
-	// Unmounting one may show another below it: look again until there is none.
-	for range 10 {
-		mounts, err := mountsBelow(dir)
-		if err != nil || len(mounts) == 0 {
-			return err
-		}
-		for _, m := range slices.Backward(mounts) {
-			err := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-			if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-				return fmt.Errorf("unmount %s: %w", m, err)
-			}
-		}
-	}
-	return fmt.Errorf("mounts keep appearing in %s", dir)
-}
-
-func mountsBelow(dir string) ([]string, error) {
-	info, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	var found []string
-	for line := range strings.Lines(string(info)) {
-		f := strings.Fields(line)
-		if len(f) < 5 {
-			continue
-		}
-		// The kernel writes blanks and backslashes as octal escapes.
-		point := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(f[4])
-		if point == dir || strings.HasPrefix(point, dir+"/") {
-			found = append(found, point)
-		}
-	}
-	return found, nil
 }
 
 // deleteLink deletes a network interface; one that is not there is fine.
