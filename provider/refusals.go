@@ -13,7 +13,9 @@ const (
 	firstRefusalDelay = time.Second
 	maxRefusalDelay   = 5 * time.Minute
 	// maxRefused bounds the owners that are remembered.
-	maxRefused = 4096
+	maxRefused = 1024
+	// maxRefusedPods bounds the pods of one owner that are remembered.
+	maxRefusedPods = 256
 )
 
 // refusals slows down controllers whose pods are refused one after the other: a ReplicaSet makes a new pod as soon as one has
@@ -48,7 +50,7 @@ func (r *refusals) delay(pod *corev1.Pod, now time.Time) time.Duration {
 	}
 	at, known := o.pods[pod.UID]
 	if !known {
-		if len(o.pods) >= maxRefused {
+		if len(o.pods) >= maxRefusedPods {
 			clear(o.pods)
 		}
 		at = now.Add(o.next)
@@ -59,7 +61,6 @@ func (r *refusals) delay(pod *corev1.Pod, now time.Time) time.Duration {
 	if left := at.Sub(now); left > 0 {
 		return left
 	}
-	delete(o.pods, pod.UID)
 	return 0
 }
 

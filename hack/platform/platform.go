@@ -70,7 +70,7 @@ func Build(t testing.TB) string {
 	t.Helper()
 	build.once.Do(func() {
 		build.dir = filepath.Join(os.TempDir(), fmt.Sprintf("cumulet-e2e-%d", os.Getuid()))
-		cmd := exec.Command("go", "build", "-o", build.dir+"/", "cumulet.io/cmd/cis", "cumulet.io/cmd/cisd", "cumulet.io/hack/image", "cumulet.io/hack/demo/app") //nolint:noctx // a build ends by itself
+		cmd := exec.Command("go", "build", "-trimpath", "-o", build.dir+"/", "cumulet.io/cmd/cis", "cumulet.io/cmd/cisd", "cumulet.io/hack/image", "cumulet.io/hack/demo/app") //nolint:noctx // a build ends by itself
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			build.err = fmt.Errorf("build: %w\n%s", err, out)

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -105,18 +106,26 @@ func RequireRoot(t testing.TB) {
 }
 
 // FreePort returns a TCP port of 127.0.0.1 that nobody listened on a moment
-// ago. Where a server can listen on port 0 and tell, let it.
+// ago. It is below the range from which the kernel takes ports for those that
+// ask for any (ip_local_port_range), so that nobody gets it by chance before
+// the caller's server does. Where a server can listen on port 0 and tell, let
+// it.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("find a free port: %v", err)
+	const first, last = 12000, 32000
+	for range 100 {
+		port := first + rand.IntN(last-first)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		if err := l.Close(); err != nil {
+			t.Fatalf("find a free port: %v", err)
+		}
+		return port
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		t.Fatalf("find a free port: %v", err)
-	}
-	return port
+	t.Fatal("find a free port: none in 100 tries")
+	return 0
 }
 
 // Eventually calls f until it returns nil, and fails the test with f's last

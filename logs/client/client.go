@@ -111,10 +111,16 @@ func (c *Client) get(ctx context.Context, org, accept string, v url.Values) (io.
 	return resp.Body, nil
 }
 
-// Logs implements cis.LogReader from the store: the latest attempt that has lines, or with Previous the one before.
-// Follow goes on until ctx ends, since the store does not know when a container has ended; a caller that knows that it
-// has must not ask for it. No lines at all are problem.ErrNotFound.
+// Logs implements cis.LogReader from the store: the latest attempt that has lines, or with Previous the one before. It
+// gives what is stored and ends, also with Follow: it is asked about containers that have ended, which the store cannot
+// know. No lines at all are problem.ErrNotFound.
 func (c *Client) Logs(ctx context.Context, org, id string, req cis.LogRequest) (io.ReadCloser, error) {
+	req.Follow = false
+	return c.Text(ctx, org, id, req)
+}
+
+// Text is Logs that with Follow goes on with what arrives, until ctx ends.
+func (c *Client) Text(ctx context.Context, org, id string, req cis.LogRequest) (io.ReadCloser, error) {
 	v := url.Values{"instance": {id}, "container": {req.Container}, "attempt": {"latest"}}
 	if req.Previous {
 		v.Set("attempt", "previous")

@@ -196,7 +196,7 @@ func TestTextIsTheFile(t *testing.T) {
 			t.Errorf("request %d: %d bytes, want %d", i, len(got), want.Len())
 		}
 	}
-	rc, err := s.c.Logs(t.Context(), "acme", "i", cis.LogRequest{Container: "c", Previous: true})
+	rc, err := s.c.Logs(t.Context(), "acme", "i", cis.LogRequest{Container: "c", Previous: true, Follow: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +224,7 @@ func TestFollow(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	one := int64(1)
-	text, err := s.c.Logs(ctx, "acme", "i", cis.LogRequest{Container: "c", Follow: true, Tail: &one})
+	text, err := s.c.Text(ctx, "acme", "i", cis.LogRequest{Container: "c", Follow: true, Tail: &one})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,7 +316,7 @@ func TestTooManyStreams(t *testing.T) {
 	s := start(t, nil, "acme")
 	s.store.Add(rec(0))
 	for range 2 {
-		rc, err := s.c.Logs(t.Context(), "acme", "i", cis.LogRequest{Container: "c", Follow: true})
+		rc, err := s.c.Text(t.Context(), "acme", "i", cis.LogRequest{Container: "c", Follow: true})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -80,7 +80,8 @@ func (c cgroups) dirs(id string) []string {
 	return out
 }
 
-// create makes the cgroup and sets its limits.
+// create makes the cgroup and sets its limits of memory and processes. That of CPU is set by limitCPU once the sandbox
+// is up, so that a small instance does not wait for its own sandbox.
 func (c cgroups) create(id string, l cgroupLimits) error {
 	var err error
 	if c.v2 != "" {
@@ -109,11 +110,7 @@ func (c cgroups) createV1(id string, l cgroupLimits) error {
 		}
 		return writeControl(dir, file, strconv.FormatInt(value, 10))
 	}
-	quota := int64(0)
-	if l.milliCPU > 0 {
-		quota = max(1000, l.milliCPU*cpuPeriod/1000)
-	}
-	return errors.Join(set("memory", "memory.limit_in_bytes", l.memoryBytes), set("cpu", "cpu.cfs_quota_us", quota),
+	return errors.Join(set("memory", "memory.limit_in_bytes", l.memoryBytes),
 		set("cpu", "cpu.shares", shares(l.milliCPU)), set("pids", "pids.max", l.pids))
 }
 
@@ -136,13 +133,28 @@ func (c cgroups) createV2(id string, l cgroupLimits) error {
 	if l.memoryBytes > 0 {
 		err = errors.Join(err, writeControl(dir, "memory.max", strconv.FormatInt(l.memoryBytes, 10)))
 	}
-	if l.milliCPU > 0 {
-		err = errors.Join(err, writeControl(dir, "cpu.max", fmt.Sprintf("%d %d", max(1000, l.milliCPU*cpuPeriod/1000), cpuPeriod)))
-	}
 	if l.pids > 0 {
 		err = errors.Join(err, writeControl(dir, "pids.max", strconv.FormatInt(l.pids, 10)))
 	}
 	return err
+}
+
+// limitCPU bounds the CPU time of the instance, in thousandths of a CPU.
+func (c cgroups) limitCPU(id string, milliCPU int64) error {
+	if milliCPU <= 0 {
+		return nil
+	}
+	quota := strconv.FormatInt(max(1000, milliCPU*cpuPeriod/1000), 10)
+	var err error
+	if c.v2 != "" {
+		err = writeControl(filepath.Join(c.v2, c.path(id)), "cpu.max", quota+" "+strconv.Itoa(cpuPeriod))
+	} else if dir, ok := c.v1["cpu"]; ok {
+		err = writeControl(filepath.Join(dir, c.path(id)), "cpu.cfs_quota_us", quota)
+	}
+	if err != nil {
+		return fmt.Errorf("limit CPU of instance: %w", err)
+	}
+	return nil
 }
 
 func writeControl(dir, file, value string) error {

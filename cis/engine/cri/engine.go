@@ -43,6 +43,8 @@ type Engine struct {
 	actors map[string]*actor
 	synced bool
 	ended  endedSet
+
+	grants *grants // who may use which cached images
 }
 
 var (
@@ -68,6 +70,10 @@ func New(cfg Config) (*Engine, error) {
 	if err := os.RemoveAll(filepath.Join(cfg.Root, "io")); err != nil {
 		return nil, fmt.Errorf("clear pipes: %w", err)
 	}
+	allowed, err := openGrants(cfg.Root)
+	if err != nil {
+		return nil, err
+	}
 	conn, err := dial(cfg.Socket)
 	if err != nil {
 		return nil, err
@@ -83,7 +89,7 @@ func New(cfg Config) (*Engine, error) {
 	return &Engine{cfg: cfg, memory: memory, log: cfg.Logger.With("node", cfg.Node), conn: conn, ctrd: ctrd,
 		rt: rt.NewRuntimeServiceClient(conn), image: rt.NewImageServiceClient(conn),
 		starts: make(chan struct{}, cfg.ParallelStarts), pulls: make(chan struct{}, cfg.ParallelPulls),
-		cgroup: hostCgroups(cfg.CgroupRoot), actors: map[string]*actor{}}, nil
+		cgroup: hostCgroups(cfg.CgroupRoot), grants: allowed, actors: map[string]*actor{}}, nil
 }
 
 // Close ends the connection to containerd.

@@ -122,9 +122,10 @@ func (a *actor) obtain(ctx context.Context, r obtainRequest) (*imageInfo, string
 			pull = r.pinnedRef
 		}
 	} else if r.policy != corev1.PullAlways {
-		if info, err := a.e.imageStatus(ctx, r.image, named); err != nil {
+		// The full name: a short one could be taken for an image's id, and so name an image of anyone.
+		if info, err := a.e.imageStatus(ctx, named.String(), named); err != nil {
 			return nil, "ErrImagePull", err
-		} else if info != nil {
+		} else if info != nil && a.e.grants.allows(a.org, named.Name()) {
 			a.post(func() {
 				a.info(r.container, "Pulled", fmt.Sprintf("Container image %q already present on machine", r.image))
 			})
@@ -142,12 +143,18 @@ func (a *actor) obtain(ctx context.Context, r obtainRequest) (*imageInfo, string
 	}
 	a.post(func() { a.info(r.container, "Pulling", fmt.Sprintf("Pulling image %q", r.image)) })
 	began := time.Now()
+	if err := a.e.grants.pulling(named.Name()); err != nil {
+		return nil, "ErrImagePull", err
+	}
 	auth, err := a.e.credential(ctx, a.org, r.image, named, r.auth)
 	if err != nil {
 		return nil, "ErrImagePull", fmt.Errorf("get pull credential: %w", err)
 	}
 	p, err := a.e.image.PullImage(ctx, &rt.PullImageRequest{Image: &rt.ImageSpec{Image: pull, UserSpecifiedImage: r.image}, Auth: auth})
 	if err != nil {
+		return nil, "ErrImagePull", err
+	}
+	if err := a.e.grants.pulled(a.org, named.Name()); err != nil {
 		return nil, "ErrImagePull", err
 	}
 	info, err := a.e.imageStatus(ctx, p.ImageRef, named)

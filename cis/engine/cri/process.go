@@ -207,7 +207,10 @@ func resize(ctx context.Context, p client.Process, sizes <-chan cis.TerminalSize
 			if !ok {
 				return
 			}
-			p.Resize(ctx, uint32(s.Width), uint32(s.Height)) //nolint:errcheck,gosec // the command may have ended
+			// gVisor refuses it until the command has its terminal.
+			for try := 0; try < 20 && p.Resize(ctx, uint32(s.Width), uint32(s.Height)) != nil && ctx.Err() == nil; try++ {
+				sleep(ctx, 50*time.Millisecond)
+			}
 		}
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"cumulet.io/cis"
 )
 
@@ -93,6 +95,17 @@ func TestPull(t *testing.T) {
 	right := instance(cis.Runc, container("own"))
 	right.Spec.RegistryAuth = []cis.RegistryAuth{{Server: "elsewhere", Username: "x"}, {Server: host + "/team", Username: "puller", Password: "right"}}
 	pulled(b.ensure(right))
+
+	// Another org finds the image on the node, but has not shown that it may pull it.
+	thief := instance(cis.Runc, container("own"))
+	thief.Org = "other"
+	thief.Spec.Containers[0].ImagePullPolicy = corev1.PullIfNotPresent
+	b.ensure(thief)
+	b.sink.wait(t, thief.ID, "refused", func(st cis.Status) bool {
+		return len(st.Containers) > 0 && st.Containers[0].State.Waiting != nil && st.Containers[0].State.Waiting.Reason == "ImagePullBackOff"
+	})
+	b.delete(thief)
+	b.sink.waitPhase(t, thief.ID, cis.Failed)
 
 	b.stop()
 	b.cfg.PullAuth = func(_ context.Context, org string, images []string) ([]cis.RegistryAuth, error) {

@@ -2,6 +2,7 @@ package role
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 
 	"cumulet.io/billing/meter"
 	"cumulet.io/cis/control"
+	"cumulet.io/internal/problem"
 	"cumulet.io/logs/collect"
 )
 
@@ -48,7 +50,8 @@ func (p *process) collector(meters *meter.Writer, service *control.Control, log 
 	}
 	reaper := &collect.Reaper{Collector: beat, Log: log, Ended: func(ctx context.Context, org, id string) bool {
 		in, err := service.Get(ctx, org, id)
-		return err == nil && in.Status.Phase.Final()
+		// A record that is gone was of an instance that ended long ago.
+		return err == nil && in.Status.Phase.Final() || errors.Is(err, problem.ErrNotFound)
 	}}
 	return []part{{"filebeat", beat.Run}, {"reaper", reaper.Run}, {"meter files", func(ctx context.Context) error {
 		return prune(ctx, meters, beat, log)

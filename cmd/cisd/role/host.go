@@ -62,8 +62,14 @@ func daemon(cfg *config.Config, handlers map[cis.SandboxClass]string, log *slog.
 			}
 		}
 	}
+	// The engine makes the instances' cgroups itself, beside systemd's where there is one.
+	machine, err := containerd.DetectHost()
+	if err != nil {
+		return nil, err
+	}
+	machine.Systemd = false
 	return containerd.New(containerd.Config{
-		Dir: cfg.Path("containerd"), BinDirs: binDirs(c), CNIBinDir: c.BinDir, Handlers: offered,
+		Dir: cfg.Path("containerd"), BinDirs: binDirs(c), CNIBinDir: c.BinDir, Handlers: offered, Host: &machine,
 		SandboxImage: pauseImage, SandboxArchive: c.PauseImage,
 		Network:    containerd.Network{Bridge: c.Bridge, Subnet: subnet},
 		Registries: []containerd.Registry{{Host: registry.Host, PlainHTTP: registry.Scheme == "http"}},

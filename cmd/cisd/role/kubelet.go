@@ -27,13 +27,17 @@ func (p *process) kubelet(context.Context) ([]part, error) {
 		return nil, err
 	}
 	p.close = append(p.close, func() error { service.Close(); return nil })
+	resolver, err := vnode.HostResolver()
+	if err != nil {
+		return nil, err
+	}
 	node, err := vnode.New(vnode.Config{
 		Name: c.NodeName, Org: c.Org, Orgs: c.Orgs, Kubeconfig: c.Kubeconfig,
 		Services: provider.Services{Instances: service, Watcher: service, Execer: service, LogReader: service,
 			PortForwarder: service, StatsReader: service},
 		Listen: c.Listen, Address: p.cfg.Node.Address,
 		CertFile: c.CertFile, KeyFile: c.KeyFile, ClientCAFile: c.ClientCAFile,
-		Capacity: p.capacity(), ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain,
+		Capacity: p.capacity(), ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain, HostDNS: resolver,
 		Workers: c.Workers, Logger: log,
 	})
 	if err != nil {

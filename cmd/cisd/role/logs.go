@@ -27,6 +27,11 @@ func (p *process) logs(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.Elasticsearch.URL != "" {
+		if err := store.Setup(ctx); err != nil {
+			log.Warn("index templates not installed; give the reading user manage_index_templates once, or install them by hand", "error", err)
+		}
+	}
 	verifier, err := p.verifier()
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -215,6 +216,8 @@ func (e *Engine) Set(t testing.TB, id string, change func(*cis.Status)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	st := e.statuses[id]
+	st.Containers = slices.Clone(st.Containers) // what was reported is others'
+	st.InitContainers = slices.Clone(st.InitContainers)
 	change(&st)
 	if err := e.report(context.Background(), id, st); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,100 @@
+package cri
+
+import (
+	"bytes"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"cumulet.io/cis"
+)
+
+// containerd is killed while instances start: each of them comes up once, none fails, none is doubled.
+func TestKillDuringStart(t *testing.T) {
+	b := newBench(t)
+	var all []*cis.Instance
+	for range 8 {
+		in := instance(cis.Runc, shell("main", "trap 'exit 0' TERM; while :; do sleep 0.1; done"))
+		in.Spec.RestartPolicy = corev1.RestartPolicyNever
+		all = append(all, b.ensure(in))
+	}
+	b.sink.waitPhase(t, all[0].ID, cis.Running) // the others are on their way
+	b.env.Kill()
+	b.env.Ready()
+	for _, in := range all {
+		st := b.sink.waitPhase(t, in.ID, cis.Running)
+		if st.Incarnation != 1 || st.Containers[0].RestartCount != 0 {
+			t.Errorf("%+v", st)
+		}
+	}
+	list, err := b.listContainers(t.Context(), "")
+	if err != nil || len(list) != len(all) {
+		t.Errorf("%d containers, want %d: %v", len(list), len(all), err)
+	}
+	for _, in := range all {
+		b.delete(in)
+	}
+	for _, in := range all {
+		b.sink.waitPhase(t, in.ID, cis.Succeeded)
+	}
+}
+
+// A server on the loopback interface of a runc sandbox can be reached; a port where nobody listens is an error.
+func TestPortForwardLoopback(t *testing.T) {
+	b := newBench(t)
+	in := instance(cis.Runc, shell("main", "echo hi > /tmp/index.html; exec httpd -f -p 127.0.0.1:8081 -h /tmp"))
+	in.Spec.Containers[0].ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, ProbeHandler: corev1.ProbeHandler{
+		Exec: &corev1.ExecAction{Command: []string{"wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8081/"}}}}
+	b.ensure(in)
+	b.sink.wait(t, in.ID, "ready", func(st cis.Status) bool { return st.Ready })
+	conn, err := b.PortForward(t.Context(), in.ID, 8081)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(conn)
+	if err != nil || !strings.HasSuffix(string(got), "hi\n") {
+		t.Errorf("%q %v", got, err)
+	}
+	if _, err := b.PortForward(t.Context(), in.ID, 8082); err == nil || !strings.Contains(err.Error(), "nothing listens") {
+		t.Errorf("%v", err)
+	}
+}
+
+// Attaching to a container reads its output from now on and writes to its input.
+func TestAttach(t *testing.T) {
+	b := newBench(t)
+	in := instance(cis.Runc, shell("main", "read line; echo got $line; sleep 1; exit 0"))
+	in.Spec.RestartPolicy = corev1.RestartPolicyNever
+	in.Spec.Containers[0].Stdin, in.Spec.Containers[0].StdinOnce = true, true
+	b.ensure(in)
+	b.sink.waitPhase(t, in.ID, cis.Running)
+	var out bytes.Buffer
+	if err := b.Exec(t.Context(), in.ID, cis.ExecRequest{Container: "main", Stdin: strings.NewReader("word\n"), Stdout: &out}); err != nil {
+		t.Error(err)
+	}
+	if out.String() != "got word\n" {
+		t.Errorf("%q", out.String())
+	}
+	b.sink.waitPhase(t, in.ID, cis.Succeeded)
+}
+
+// The sink is away while an instance runs and ends: its end is told when it is back, and what it left is removed then.
+func TestSinkAway(t *testing.T) {
+	b := newBench(t)
+	in := instance(cis.Runc, shell("main", "exit 4"))
+	in.Spec.RestartPolicy = corev1.RestartPolicyNever
+	b.sink.setDown(true)
+	b.ensure(in)
+	time.AfterFunc(2*time.Second, func() { b.sink.setDown(false) })
+	st := b.sink.waitPhase(t, in.ID, cis.Failed)
+	if e := ended(st.Containers[0]); e == nil || e.ExitCode != 4 {
+		t.Errorf("%+v", st)
+	}
+}
