@@ -143,7 +143,7 @@ up() {
 		    kubectl logs -f deploy/web        cis run $registry/demo/hello:1 work --lines 3
 		    kubectl exec -it hello -- /app env HOME    cis bill
 		    registry  http://$registry   user admin, password in $STATE/cisd/credentials/admin
-		    API       $api/openapi.yaml   logs http://127.0.0.1:8441/openapi.yaml   billing http://127.0.0.1:8442/openapi.yaml
+		    API       $api/openapi.yaml   logs http://127.0.0.1:8441/v1/openapi.yaml   billing http://127.0.0.1:8442/openapi.yaml
 		    logs of the platform itself: $STATE/log        stop and remove everything: make down
 	TEXT
 }

@@ -53,6 +53,9 @@ func Host(ctx context.Context, o Options) Report {
 		{cis.Runc, Handler(cis.Runc), []Check{o.runs(ctx, "runc", "apt-get install runc"),
 			o.program("containerd-shim-runc-v2", "install containerd, or hack/tools.sh containerd")}},
 	}}
+	if c := o.kataConfig(); c.OK {
+		r.KataConfig = c.Found
+	}
 	for _, f := range r.Findings {
 		if f.Available() && (f.Class != cis.Runc || o.AllowRuncDefault) {
 			r.Default = f.Class

@@ -63,6 +63,8 @@ type Report struct {
 	Findings []Finding `json:"findings"`
 	// Default is the class of an instance that asks for none; "" when there is none.
 	Default cis.SandboxClass `json:"default"`
+	// KataConfig is the Kata configuration file that was found; "" when there is none.
+	KataConfig string `json:"kataConfig,omitempty"`
 }
 
 // Handlers are the handlers of the available classes, and why the others are not.

@@ -71,7 +71,7 @@ func root() *cobra.Command {
 			}
 			e := yaml.NewEncoder(cmd.OutOrStdout())
 			e.SetIndent(2)
-			return errors.Join(e.Encode(c), e.Close())
+			return errors.Join(e.Encode(c.Redacted()), e.Close())
 		}},
 	)
 	host := &cobra.Command{Use: "host", Short: "Look at this machine", Args: cobra.NoArgs}

@@ -18,7 +18,7 @@ func (p *Platform) Leftovers() error {
 	}
 	for _, l := range strings.Split(string(mounts), "\n") {
 		// Fields: id parent dev root mountpoint …
-		if f := strings.Fields(l); len(f) > 4 && strings.HasPrefix(f[4], p.StateDir+"/") {
+		if f := strings.Fields(l); len(f) > 4 && strings.HasPrefix(f[4], p.StateDir+"/") && filepath.Base(f[4]) != "null-netns" { // gVisor's, one for all sandboxes and kept
 			errs = append(errs, fmt.Errorf("mount %s", f[4]))
 		}
 	}

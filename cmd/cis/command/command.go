@@ -142,7 +142,7 @@ func (a *app) service() (*client.Client, *session.Session, error) {
 	return c, s, nil
 }
 
-// find gives the instance that ref names: an id, or the name of the newest instance with it.
+// find gives the instance that ref names: an id, or a name, of the newest live instance before the newest ended one.
 func find(ctx context.Context, c *client.Client, org, ref string) (*cis.Instance, error) {
 	in, err := c.Get(ctx, org, ref)
 	if err == nil || !errors.Is(err, problem.ErrNotFound) && !errors.Is(err, problem.ErrInvalid) {
@@ -153,7 +153,7 @@ func find(ctx context.Context, c *client.Client, org, ref string) (*cis.Instance
 		if err != nil {
 			return nil, err
 		}
-		if in.Spec.Name == ref && (found == nil || in.CreatedAt.After(found.CreatedAt)) {
+		if in.Spec.Name == ref && (found == nil || preferred(in, found)) {
 			found = in
 		}
 	}
@@ -161,6 +161,13 @@ func find(ctx context.Context, c *client.Client, org, ref string) (*cis.Instance
 		return nil, problem.New(problem.ErrNotFound, "no instance has the id or name %q in org %s; see: cis ps --all", ref, org)
 	}
 	return found, nil
+}
+
+func preferred(in, to *cis.Instance) bool {
+	if live := !in.Status.Phase.Final(); live != !to.Status.Phase.Final() {
+		return live
+	}
+	return in.CreatedAt.After(to.CreatedAt)
 }
 
 // all pages through a listing.

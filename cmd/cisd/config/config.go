@@ -311,3 +311,14 @@ func (c *Config) check() error {
 func (c *Config) Path(elem ...string) string {
 	return filepath.Join(append([]string{c.StateDir}, elem...)...)
 }
+
+// Redacted is the configuration without the passwords that a database address may hold, for printing.
+func (c *Config) Redacted() *Config {
+	r := *c
+	for _, dsn := range []*string{&r.Registry.Database, &r.Control.Database, &r.Billing.Database} {
+		if u, err := url.Parse(*dsn); err == nil && u.User != nil {
+			*dsn = u.Redacted()
+		}
+	}
+	return &r
+}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"cumulet.io/billing/meter"
-	"cumulet.io/cis"
 	"cumulet.io/cis/engine"
 	"cumulet.io/cis/engine/cri"
 	"cumulet.io/cis/engine/cri/containerd"
@@ -41,7 +40,7 @@ func HostCheck(ctx context.Context, cfg *config.Config, w io.Writer) error {
 }
 
 // daemon is the containerd that the server runs as its child, nil when the operator has one running.
-func daemon(cfg *config.Config, handlers map[cis.SandboxClass]string, log *slog.Logger) (*containerd.Daemon, error) {
+func daemon(cfg *config.Config, rep sandbox.Report, log *slog.Logger) (*containerd.Daemon, error) {
 	c := cfg.Control.CRI
 	if c.Socket != "" {
 		return nil, nil
@@ -55,7 +54,8 @@ func daemon(cfg *config.Config, handlers map[cis.SandboxClass]string, log *slog.
 		return nil, fmt.Errorf("registry.url: %w", err)
 	}
 	var offered []containerd.Handler
-	for _, h := range containerd.DetectHandlers(binDirs(c), c.KataConfig) {
+	handlers, _ := rep.Handlers()
+	for _, h := range containerd.DetectHandlers(binDirs(c), rep.KataConfig) {
 		for _, name := range handlers {
 			if h.Name == name {
 				offered = append(offered, h)
@@ -88,7 +88,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 	if rep.Default == "" {
 		log.Warn("no sandbox class is the default here: instances must name one; see cisd host check")
 	}
-	ctrd, err := daemon(p.cfg, handlers, log)
+	ctrd, err := daemon(p.cfg, rep, log)
 	if err != nil {
 		return nil, err
 	}
@@ -144,8 +144,7 @@ func (m meterStarter) Start(ctx context.Context, s cri.Subject) (cri.Meter, erro
 // Purge ends every instance on this machine and removes all state. The server must not be running.
 func Purge(ctx context.Context, cfg *config.Config, w io.Writer) error {
 	log := slog.New(slog.DiscardHandler)
-	handlers, _ := report(ctx, cfg.Control.CRI).Handlers()
-	ctrd, err := daemon(cfg, handlers, log)
+	ctrd, err := daemon(cfg, report(ctx, cfg.Control.CRI), log)
 	if err != nil {
 		return err
 	}
