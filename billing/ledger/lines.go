@@ -14,7 +14,7 @@ import (
 	"cumulet.io/internal/sqldb"
 )
 
-// ErrTooMuch: the bill has more lines than are made at once; ask for a shorter period.
+// ErrTooMuch tells that the bill has more lines than are made at once; ask for a shorter period.
 var ErrTooMuch = errors.New("the bill has too many lines for one answer")
 
 // maxSlices bounds a bill: instances times days.

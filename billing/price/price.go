@@ -17,7 +17,7 @@ import (
 	"cumulet.io/billing/money"
 )
 
-// ErrNoPrice: no version of the book is in force at the time.
+// ErrNoPrice tells that no version of the book is in force at the time.
 var ErrNoPrice = errors.New("the price book has no price for the time")
 
 // Any matches every sandbox class or region.

@@ -33,6 +33,8 @@ type Config struct {
 	// Quota bounds each org that OrgQuota does not name; zero fields do not bound.
 	Quota    Quota
 	OrgQuota map[string]Quota
+	// AllowPrivileged lets instances of class runc ask for privileged containers, which are the host's root.
+	AllowPrivileged bool
 	// Logs reads from the log store what the engine has no longer; nil where there is none. problem.ErrNotFound means that
 	// it has nothing either.
 	Logs LogsFunc

@@ -16,6 +16,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"cumulet.io/cis"
 	"cumulet.io/cis/control"
 	"cumulet.io/cis/control/store"
@@ -238,6 +240,21 @@ func TestQuotaAndCapacity(t *testing.T) {
 	}
 	if err := create("acme", "4"); err != nil {
 		t.Errorf("after an end: %v", err)
+	}
+}
+
+func TestPrivilegedMustBeAllowed(t *testing.T) {
+	yes := true
+	sp := spec("root")
+	sp.Sandbox = cis.Runc
+	sp.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
+	req := cis.CreateRequest{Key: "k", Spec: sp}
+	for allowed, want := range map[bool]error{false: problem.ErrInvalid, true: nil} {
+		f := start(t, dbPath(t), newScripted(), func(c *control.Config) { c.AllowPrivileged = allowed })
+		if _, _, err := f.Create(t.Context(), "acme", req); !errors.Is(err, want) {
+			t.Errorf("allowed %v: %v", allowed, err)
+		}
+		f.stop()
 	}
 }
 

@@ -24,6 +24,9 @@ func (c *Control) Create(ctx context.Context, org string, req cis.CreateRequest)
 	if err := cis.ValidateCreate(&req); err != nil {
 		return nil, false, err
 	}
+	if err := c.mayBePrivileged(&req.Spec); err != nil {
+		return nil, false, err
+	}
 	hash, err := c.store.Hash(&req.Spec)
 	if err != nil {
 		return nil, false, err
@@ -54,6 +57,26 @@ func (c *Control) Create(ctx context.Context, org string, req cis.CreateRequest)
 		c.touch(in.ID)
 	}
 	return in, created, nil
+}
+
+// mayBePrivileged refuses privileged containers where the operator has not allowed them: they are root on the host, and
+// so could read every other org's instances.
+func (c *Control) mayBePrivileged(spec *cis.Spec) error {
+	if c.cfg.AllowPrivileged {
+		return nil
+	}
+	for _, group := range []struct {
+		field      string
+		containers []cis.Container
+	}{{"initContainers", spec.InitContainers}, {"containers", spec.Containers}} {
+		for i, k := range group.containers {
+			if s := k.SecurityContext; s != nil && s.Privileged != nil && *s.Privileged {
+				return problem.Invalid(fmt.Sprintf("spec.%s[%d].securityContext.privileged", group.field, i),
+					"must not be true: the operator has not allowed privileged instances (control.allowPrivileged)", true)
+			}
+		}
+	}
+	return nil
 }
 
 // Get implements cis.Instances.

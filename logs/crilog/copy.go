@@ -98,10 +98,10 @@ func (c *copier) drain(ctx context.Context, last bool) error {
 			return errEnough
 		}
 		line, n, err := readRecord(c.r, &long)
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return fmt.Errorf("copy log: %w", err)
 		}
-		if err == io.EOF && (n == 0 || !last) {
+		if errors.Is(err, io.EOF) && (n == 0 || !last) {
 			return nil
 		}
 		c.off += n
@@ -115,7 +115,7 @@ func (c *copier) drain(ctx context.Context, last bool) error {
 				return perr
 			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 	}
@@ -184,7 +184,7 @@ func (c *copier) wait(ctx context.Context, w *fsnotify.Watcher, timer *time.Time
 			if filepath.Base(e.Name) == filepath.Base(c.path) {
 				return nil
 			}
-		case <-w.Errors: // an overflown queue: look at once
+		case <-w.Errors: //nolint:errcheck // an overflown queue: look at once
 			return nil
 		case <-timer.C:
 			return nil
@@ -249,7 +249,7 @@ func tailStart(f *os.File, n int64) (int64, error) {
 	for right := size; right > 0; {
 		left := max(right-int64(len(buf)), 0)
 		block := buf[:right-left]
-		if _, err := f.ReadAt(block, left); err != nil && err != io.EOF {
+		if _, err := f.ReadAt(block, left); err != nil && !errors.Is(err, io.EOF) {
 			return 0, err
 		}
 		for i := bytes.LastIndexByte(block, '\n'); i >= 0; i = bytes.LastIndexByte(block[:i], '\n') {

@@ -22,7 +22,8 @@ import (
 
 const (
 	// TaintKey and TaintValue keep pods away that do not tolerate a virtual node.
-	TaintKey   = "virtual-kubelet.io/provider"
+	TaintKey = "virtual-kubelet.io/provider"
+	// TaintValue is the taint's value.
 	TaintValue = "cumulet"
 	// ConditionServiceUnavailable is True on a node while it cannot reach the container instance service. Its pods go on
 	// running, so the node stays Ready: a node that is not has its pods deleted after a while.

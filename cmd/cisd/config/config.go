@@ -84,6 +84,8 @@ type Control struct {
 	Engine string `yaml:"engine"`
 	// Quota is per org; zero fields mean no limit.
 	Quota Quota `yaml:"quota"`
+	// AllowPrivileged lets instances of class runc be privileged, which is root on this machine.
+	AllowPrivileged bool `yaml:"allowPrivileged"`
 	// KeepEndedDays is how long the record of an ended instance is kept; reconciliation of a month needs it that long.
 	KeepEndedDays int `yaml:"keepEndedDays"`
 	CRI           CRI `yaml:"cri"`

@@ -40,6 +40,7 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.close = append(p.close, records.Close)
 	logSource, err := p.source(accountControl, hubtoken.AudienceLogs, hubtoken.ActionOperator)
 	if err != nil {
 		return nil, err
@@ -54,8 +55,9 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 	}
 	service, err := control.New(control.Config{
 		Store: records, NewEngine: place.engine, Region: p.cfg.Node.Region, Node: p.cfg.Node.Name,
-		KeepEnded: time.Duration(c.KeepEndedDays) * 24 * time.Hour,
-		Quota:     control.Quota{Instances: c.Quota.Instances, MilliCPU: c.Quota.CPU * 1000, MemoryMiB: c.Quota.MemoryGiB << 10},
+		AllowPrivileged: c.AllowPrivileged,
+		KeepEnded:       time.Duration(c.KeepEndedDays) * 24 * time.Hour,
+		Quota:           control.Quota{Instances: c.Quota.Instances, MilliCPU: c.Quota.CPU * 1000, MemoryMiB: c.Quota.MemoryGiB << 10},
 		Logs: func(ctx context.Context, org, id string, req cis.LogRequest) (io.ReadCloser, error) {
 			return stored.Logs(ctx, org, id, req)
 		},
