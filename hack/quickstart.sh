@@ -91,6 +91,8 @@ configure() {
 		    binDir: $bin
 		    pauseImage: $("$here/tools.sh" --print-cache)/images/pause.tar
 		    allowRuncDefault: true
+		    cpu: 64        # a demo may promise more than the machine has
+		    memoryGiB: 64
 		kubelet:
 		  kubeconfig: $STATE/kubelet.kubeconfig
 		  listen: $NODE_ADDRESS:10250

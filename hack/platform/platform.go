@@ -108,7 +108,7 @@ func Start(t testing.TB, o Options) *Platform {
 	if o.Engine == "cri" {
 		network := testenv.Network(t)
 		set = append(set, "control.cri.binDir="+filepath.Dir(testenv.Tool(t, "containerd")), "control.cri.pauseImage="+testenv.Image(t, "pause"),
-			"control.cri.bridge="+network.Bridge, "control.cri.subnet="+network.Subnet.String(), "control.cri.allowRuncDefault=true")
+			"control.cri.bridge="+network.Bridge, "control.cri.subnet="+network.Subnet.String(), "control.cri.allowRuncDefault=true", "control.cri.cpu=1000", "control.cri.memoryGiB=1000")
 		testenv.Tool(t, "filebeat")
 	}
 	if o.Kubernetes {

@@ -113,6 +113,10 @@ type CRI struct {
 	Subnet string `yaml:"subnet"`
 	// AllowRuncDefault lets an instance that names no class run without isolation when the host has nothing stronger.
 	AllowRuncDefault bool `yaml:"allowRuncDefault"`
+	// CPU (vCPUs) and MemoryGiB are what instances may hold in all, by their size classes; 0 means what the machine has.
+	// More than the machine has is overcommitment: limits still hold, but instances share.
+	CPU       int64 `yaml:"cpu"`
+	MemoryGiB int64 `yaml:"memoryGiB"`
 	// KataConfig is a Kata configuration file; empty means the shim's default.
 	KataConfig string `yaml:"kataConfig"`
 }

@@ -118,6 +118,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 			Socket: socket, Root: p.cfg.Path("engine"), LogRoot: logRoot(p.cfg), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
 			HostIP: p.cfg.Node.Address, Handlers: handlers, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
 			PullAuth: auth.Credentials, CgroupRoot: cgroupRoot(p.cfg),
+			Capacity: engine.Capacity{MilliCPU: c.CPU * 1000, MemoryBytes: c.MemoryGiB << 30},
 		})
 		if err != nil {
 			return nil, err
