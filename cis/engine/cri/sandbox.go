@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -133,6 +134,9 @@ func (a *actor) replaceSandbox() {
 			if a.checkEnd(); a.rec.Stop != nil {
 				return
 			}
+			if a.untouched() {
+				return // nothing has run in it: the next one is still the first try
+			}
 			if a.policy() == corev1.RestartPolicyNever {
 				a.stop(stopRecord{At: time.Now(), Failed: true, Reason: "SandboxLost", Message: "The sandbox is gone and the restart policy is Never"})
 				return
@@ -148,6 +152,11 @@ func (a *actor) replaceSandbox() {
 			a.warn("", "SandboxChanged", "Instance sandbox changed, it will be killed and re-created.")
 		}
 	})
+}
+
+// untouched tells that no container was ever made: whatever was lost, nothing has run.
+func (a *actor) untouched() bool {
+	return !slices.ContainsFunc(a.containers, func(c *container) bool { return c.rec.Attempt >= 0 })
 }
 
 // forgetRun makes a finished init container due again, keeping how it ended as its previous end.
