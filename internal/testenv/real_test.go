@@ -92,8 +92,10 @@ func traces(t testing.TB, dir, name, sandbox string) map[string]bool {
 	}
 	found["mounts"] = strings.Contains(string(mounts), dir+"/")
 	for _, pattern := range []string{"", "*"} {
-		left, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", pattern, name+"*"))
-		found["cgroups"] = found["cgroups"] || len(left) > 0
+		for _, group := range []string{name, name + ".slice"} {
+			left, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", pattern, group))
+			found["cgroups"] = found["cgroups"] || len(left) > 0
+		}
 	}
 	found["processes"] = false
 	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
