@@ -173,7 +173,8 @@ func TestSandboxLost(t *testing.T) {
 	st := b.sink.wait(t, in.ID, "second incarnation", func(st cis.Status) bool {
 		return st.Incarnation == 2 && len(st.Containers) > 0 && st.Containers[0].State.Running != nil
 	})
-	if st.Containers[0].RestartCount != 1 || !b.sink.hasEvent(in.ID, "SandboxChanged") {
+	// One restart, or two when a start was tried while the sandbox was going.
+	if n := st.Containers[0].RestartCount; n < 1 || n > 2 || !b.sink.hasEvent(in.ID, "SandboxChanged") {
 		t.Errorf("%+v", st)
 	}
 }
