@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/grpclog"
 	"gopkg.in/yaml.v3"
 
 	"cumulet.io/cmd/cisd/config"
@@ -20,6 +22,8 @@ import (
 var Version = "dev"
 
 func main() {
+	// What a gRPC connection cannot do comes back as an error; its own log would say it twice.
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, os.Stderr))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := root().ExecuteContext(ctx)
 	stop()

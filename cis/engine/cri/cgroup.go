@@ -50,8 +50,8 @@ func findCgroups(mount, root string) cgroups {
 		if e.Type()&fs.ModeSymlink != 0 {
 			continue // cpu -> cpu,cpuacct
 		}
-		if unix.Statfs(dir, &st) != nil || st.Type != unix.CGROUP_SUPER_MAGIC {
-			continue
+		if unix.Statfs(dir, &st) != nil || st.Type != unix.CGROUP_SUPER_MAGIC && st.Type != unix.CGROUP2_SUPER_MAGIC {
+			continue // the hybrid's "unified" has no controllers, but containerd makes its cgroups there too
 		}
 		for _, name := range strings.Split(e.Name(), ",") {
 			c.v1[name] = dir
