@@ -20,7 +20,7 @@ import (
 // beside a bare client that writes the same pods and the statuses that the platform wrote to the same API server.
 func BenchmarkVirtualNode(b *testing.B) {
 	const n, workers = 500, 16
-	p := platform.Start(b, platform.Options{Kubernetes: true, Engine: "memory", Set: []string{"log.level=info"}})
+	p := platform.Start(b, platform.Options{Kubernetes: true, Engine: "memory", Set: []string{"log.level=info", "kubelet.clusterDNS=[127.0.0.1]"}})
 	cs := client(b, p.Kubeconfig)
 	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
 	defer cancel()
@@ -74,8 +74,8 @@ func create(ctx context.Context, cs kubernetes.Interface, prefix, node string, n
 	group.SetLimit(workers)
 	for i := range n {
 		group.Go(func() error {
-			o := pod(fmt.Sprintf("%s-%d", prefix, i), "example.test/app:1", "runc", "sleep")
-			o.Spec.NodeName = node
+			o := pod(fmt.Sprintf("%s-%d", prefix, i), "example.test/app:1", "runc", "sleep", "100000")
+			o.Spec.NodeName, o.Spec.ImagePullSecrets = node, nil
 			_, err := cs.CoreV1().Pods("default").Create(ctx, o, metav1.CreateOptions{})
 			return err
 		})
