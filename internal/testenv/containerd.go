@@ -114,6 +114,25 @@ func (e *ContainerdEnv) Kill() {
 	})
 }
 
+// Down kills containerd as a crash would and keeps it down. Up starts it again.
+func (e *ContainerdEnv) Down() {
+	e.t.Helper()
+	pid := e.Daemon.PID()
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		e.t.Fatalf("kill containerd %d: %v", pid, err)
+	}
+	if err := e.stop(); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// Up starts containerd after Down and waits until it is ready.
+func (e *ContainerdEnv) Up() {
+	e.t.Helper()
+	e.stop = start(e.Daemon.Run)
+	e.Ready()
+}
+
 // Ready waits until containerd can run sandboxes.
 func (e *ContainerdEnv) Ready() {
 	e.t.Helper()

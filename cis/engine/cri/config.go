@@ -26,6 +26,9 @@ import (
 type Config struct {
 	// Socket is the path of containerd's unix socket.
 	Socket string
+	// TaskDir is where containerd keeps the bundles of tasks, <its state>/io.containerd.runtime.v2.task: by them the
+	// engine learns from the shims how containers end while containerd is down. Empty: what ends then ends as unknown.
+	TaskDir string
 	// Root keeps the engine's own files (instances/<id>/…); LogRoot gets the container logs,
 	// <LogRoot>/<org>/<instance>/<container>/<attempt>.log. Both are absolute.
 	Root    string
@@ -135,6 +138,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("cri: Config.Socket is empty")
 	case !filepath.IsAbs(c.Root) || !filepath.IsAbs(c.LogRoot):
 		return c, errors.New("cri: Config.Root and Config.LogRoot must be absolute paths")
+	case c.TaskDir != "" && !filepath.IsAbs(c.TaskDir):
+		return c, errors.New("cri: Config.TaskDir must be an absolute path")
 	case c.Node == "":
 		return c, errors.New("cri: Config.Node is empty")
 	case strings.HasSuffix(c.CgroupRoot, ".slice"):

@@ -163,7 +163,10 @@ func (a *actor) begin(c *container, id string, attempt int) {
 		c.rec.Previous = c.rec.Terminated
 	}
 	c.rec.Terminated, c.rec.Started = nil, false
-	c.rec.Attempt, c.rec.Incarnation, c.id = attempt, a.rec.Incarnation, id
+	c.rec.Attempt, c.rec.Incarnation, c.rec.ID, c.id = attempt, a.rec.Incarnation, id, id
+	if c.rec.exit(id) == nil {
+		c.rec.Exit = nil // an earlier attempt's
+	}
 	c.waitReason, c.waitMessage = "", ""
 }
 
@@ -205,7 +208,7 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 			return "", stageLost, err
 		}
 		if status.Code(err) == codes.Unavailable {
-			return a.afterLostStart(ctx, r.ContainerId, err)
+			return a.afterLostStart(ctx, name, r.ContainerId, err)
 		}
 		return r.ContainerId, stageCreated, err
 	}
@@ -213,7 +216,11 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 }
 
 // afterLostStart finds out what became of a start whose answer was lost, because containerd was restarted.
-func (a *actor) afterLostStart(ctx context.Context, id string, err error) (string, stage, error) {
+func (a *actor) afterLostStart(ctx context.Context, name, id string, err error) (string, stage, error) {
+	wait, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// It may run, and end before containerd is back.
+	a.box.post(func() { a.watchExit(wait, a.byName(name), id) })
 	st, serr := a.e.rt.ContainerStatus(ctx, &rt.ContainerStatusRequest{ContainerId: id})
 	if serr == nil && (st.Status.State == rt.ContainerState_CONTAINER_RUNNING || st.Status.State == rt.ContainerState_CONTAINER_EXITED) {
 		return id, stageUnsure, nil
@@ -255,6 +262,7 @@ func (a *actor) runs(c *container, at time.Time, adopted bool) {
 	c.started = c.spec.StartupProbe == nil || adopted && c.rec.Started
 	c.rec.Started = c.started
 	c.ready = c.spec.ReadinessProbe == nil
+	a.watchExit(ctx, c, c.id)
 	c.hooked, c.stopped = true, false
 	if l := c.spec.Lifecycle; l != nil && l.PostStart != nil && !adopted {
 		c.hooked = false
@@ -274,7 +282,7 @@ func (a *actor) exited(c *container, t corev1.ContainerStateTerminated) {
 	}
 	c.running, c.ready, c.started, c.killing = false, false, false, false
 	c.waitReason, c.waitMessage = "", ""
-	c.rec.Terminated, c.rec.Started = &t, false
+	c.rec.Terminated, c.rec.Exit, c.rec.Started = &t, nil, false
 	b := a.e.cfg.CrashBackoff
 	if t.FinishedAt.Sub(t.StartedAt.Time) >= b.Reset {
 		c.rec.Backoff = 0
@@ -287,6 +295,7 @@ func (a *actor) exited(c *container, t corev1.ContainerStateTerminated) {
 
 // terminated makes the end that containerd reports the contract's.
 func (a *actor) terminated(c *container, s *rt.ContainerStatus) corev1.ContainerStateTerminated {
+	s = c.rec.witnessed(s)
 	t := corev1.ContainerStateTerminated{ExitCode: s.ExitCode, Reason: s.Reason, Message: s.Message,
 		StartedAt: metaNano(s.StartedAt), FinishedAt: metaNano(s.FinishedAt), ContainerID: containerURI(s.Id)}
 	if s.FinishedAt == 0 {
@@ -397,7 +406,7 @@ func (a *actor) check(c *container) {
 			switch {
 			case c.id != id || !c.running:
 			case isNotFound(err):
-				a.exited(c, vanished(c, "The container is gone"))
+				a.exited(c, a.vanished(c, "The container is gone"))
 			case err != nil:
 				a.log.Warn("container status not known", "container", c.spec.Name, "error", err)
 			case r.Status.State == rt.ContainerState_CONTAINER_EXITED:

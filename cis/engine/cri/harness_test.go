@@ -134,6 +134,7 @@ type memMeter struct {
 	started map[string]int
 	running map[string]int
 	stopped map[string]string
+	stopAt  map[string]time.Time
 }
 
 func (m *memMeter) Start(_ context.Context, s Subject) (Meter, error) {
@@ -155,10 +156,10 @@ func (o oneMeter) MarkRunning() error {
 	return nil
 }
 
-func (o oneMeter) Stop(_ context.Context, _ time.Time, reason string) error {
+func (o oneMeter) Stop(_ context.Context, at time.Time, reason string) error {
 	o.m.mu.Lock()
 	defer o.m.mu.Unlock()
-	o.m.stopped[o.id] = reason
+	o.m.stopped[o.id], o.m.stopAt[o.id] = reason, at
 	return nil
 }
 
@@ -189,8 +190,8 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	env := testenv.Containerd(t, withoutSystemd)
-	b := &bench{t: t, env: env, sink: newSink(), meter: &memMeter{started: map[string]int{}, running: map[string]int{}, stopped: map[string]string{}}}
-	b.cfg = Config{Socket: env.Socket, Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"), Node: "node-1", Region: "r1",
+	b := &bench{t: t, env: env, sink: newSink(), meter: &memMeter{started: map[string]int{}, running: map[string]int{}, stopped: map[string]string{}, stopAt: map[string]time.Time{}}}
+	b.cfg = Config{Socket: env.Socket, TaskDir: env.Daemon.TaskDir(), Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"), Node: "node-1", Region: "r1",
 		HostIP: "127.0.0.1", Handlers: map[cis.SandboxClass]string{cis.Runc: "runc"},
 		Unavailable: map[cis.SandboxClass]string{cis.Kata: "the host has no KVM"}, Sink: b.sink, Meter: b.meter, CgroupRoot: cgroupRoot(env),
 		Logger:       slog.New(slog.NewTextHandler(testWriter{t}, nil)),

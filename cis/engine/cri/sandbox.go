@@ -126,7 +126,7 @@ func (a *actor) replaceSandbox() {
 			}
 			for _, c := range a.containers {
 				if c.running {
-					a.exited(c, vanished(c, "The sandbox of the container is gone"))
+					a.exited(c, a.vanished(c, "The sandbox of the container is gone"))
 				}
 				c.id = ""
 			}
@@ -176,9 +176,22 @@ func (a *actor) busy() bool {
 	return false
 }
 
-func vanished(c *container, msg string) corev1.ContainerStateTerminated {
+// vanished is the end of a container of which containerd knows nothing any more.
+func (a *actor) vanished(c *container, msg string) corev1.ContainerStateTerminated {
+	if exit := c.rec.exit(c.rec.ID); exit != nil {
+		return a.terminated(c, &rt.ContainerStatus{Id: exit.ID, Metadata: &rt.ContainerMetadata{Name: c.spec.Name, Attempt: uint32(max(0, c.rec.Attempt))},
+			StartedAt: nano(c.startedAt), ExitCode: unknownExitCode})
+	}
 	return corev1.ContainerStateTerminated{ExitCode: 137, Reason: "ContainerStatusUnknown", Message: msg,
 		StartedAt: metaTime(c.startedAt), FinishedAt: metaTime(time.Now()), ContainerID: containerURI(c.id)}
+}
+
+// nano is metaNano's inverse: 0 for the zero time.
+func nano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
 }
 
 func (a *actor) sandboxConfig() *rt.PodSandboxConfig {
@@ -363,7 +376,7 @@ func (a *actor) take(f *found) {
 			a.lost = true
 			for _, c := range a.containers {
 				if c.rec.Attempt >= 0 && c.rec.Terminated == nil {
-					a.exited(c, vanished(c, "The container is gone with its sandbox"))
+					a.exited(c, a.vanished(c, "The container is gone with its sandbox"))
 				}
 			}
 		}
@@ -392,7 +405,7 @@ func (a *actor) take(f *found) {
 	}
 	for _, c := range a.containers {
 		if c.id == "" && c.rec.Attempt >= 0 && c.rec.Terminated == nil && c.rec.Incarnation == a.rec.Incarnation {
-			a.exited(c, vanished(c, "The container is gone"))
+			a.exited(c, a.vanished(c, "The container is gone"))
 		}
 	}
 }
@@ -429,7 +442,7 @@ func (a *actor) takeContainer(c *container, s *rt.ContainerStatus) {
 			c.rec.Previous, c.rec.Terminated = c.rec.Terminated, nil
 		}
 	}
-	c.id, c.rec.Incarnation = s.Id, a.rec.Incarnation
+	c.id, c.rec.ID, c.rec.Incarnation = s.Id, s.Id, a.rec.Incarnation
 	if c.rec.ImageID == "" {
 		c.rec.ImageID, c.rec.ImageRef = s.ImageId, s.ImageRef
 	}
@@ -446,7 +459,7 @@ func (a *actor) takeContainer(c *container, s *rt.ContainerStatus) {
 		// Made and never started: it is made again under the same number.
 		c.rec.Attempt--
 	default:
-		a.exited(c, vanished(c, "The container's state is unknown"))
+		a.exited(c, a.vanished(c, "The container's state is unknown"))
 	}
 }
 

@@ -42,6 +42,9 @@ type containerRecord struct {
 	// ImageID is the image in use, by containerd's id (a digest); ImageRef its repository digest.
 	ImageID  string `json:"imageID,omitempty"`
 	ImageRef string `json:"imageRef,omitempty"`
+	// ID is the CRI id of the last attempt; Exit how it ended as its shim told, until Terminated has it.
+	ID   string      `json:"id,omitempty"`
+	Exit *exitRecord `json:"exit,omitempty"`
 	// Terminated is how the last attempt ended, nil while it runs; Previous how the one before ended.
 	Terminated *corev1.ContainerStateTerminated `json:"terminated,omitempty"`
 	Previous   *corev1.ContainerStateTerminated `json:"previous,omitempty"`

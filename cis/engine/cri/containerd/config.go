@@ -74,7 +74,7 @@ func (c Config) renderMain() ([]byte, error) {
 	var out bytes.Buffer
 	err = t.Execute(&out, map[string]any{
 		"Root":             filepath.Join(c.Dir, "root"),
-		"State":            filepath.Join(c.RunDir, "state"),
+		"State":            c.stateDir(),
 		"Socket":           c.socket(),
 		"ShimSockets":      c.shimSockets(),
 		"Opt":              filepath.Join(c.Dir, "opt"),

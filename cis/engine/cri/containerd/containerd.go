@@ -199,6 +199,10 @@ func (c Config) certsDir() string { return filepath.Join(c.Dir, "config", "certs
 func (c Config) logFile() string  { return filepath.Join(c.Dir, "log", "containerd.log") }
 func (c Config) socket() string   { return filepath.Join(c.RunDir, "c.sock") }
 
+// stateDir is containerd's state, taskDir its tasks' part of it.
+func (c Config) stateDir() string { return filepath.Join(c.RunDir, "state") }
+func (c Config) taskDir() string  { return filepath.Join(c.stateDir(), "io.containerd.runtime.v2.task") }
+
 // shimSockets is where the shims listen.
 func (c Config) shimSockets() string {
 	if dir := filepath.Join(c.RunDir, "s"); len(dir) <= maxShimSockets {

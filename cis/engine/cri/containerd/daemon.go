@@ -47,6 +47,10 @@ func New(config Config) (*Daemon, error) {
 // Socket is the path of the CRI and containerd API socket.
 func (d *Daemon) Socket() string { return d.config.socket() }
 
+// TaskDir is where containerd keeps the bundles of its tasks, one directory per
+// namespace; by a bundle its shim is found when containerd is down.
+func (d *Daemon) TaskDir() string { return d.config.taskDir() }
+
 // Host is what the machine allows, as the daemon is configured for it.
 func (d *Daemon) Host() Host { return *d.config.Host }
 

@@ -1,0 +1,106 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
+	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"cumulet.io/cis"
+	"cumulet.io/internal/testenv"
+)
+
+// endsByTerm runs until it is told to end, and then ends with that code.
+func endsByTerm(class cis.SandboxClass, code int) *cis.Instance {
+	in := instance(class, shell("main", fmt.Sprintf("trap 'exit %d' TERM; while :; do sleep 0.1; done", code)))
+	in.Spec.RestartPolicy = corev1.RestartPolicyNever
+	return in
+}
+
+// endAtShim has a container end without containerd, and gives the end as its shim tells it.
+func endAtShim(t *testing.T, b *bench, id string) exitRecord {
+	t.Helper()
+	var exit *exitRecord
+	testenv.Eventually(t, 30*time.Second, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		s, err := openShim(ctx, b.cfg.TaskDir, id)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		if exit, err = s.ended(ctx); err != nil || exit != nil {
+			return err
+		}
+		if s.old {
+			_, err = s.v2.Kill(ctx, &taskv2.KillRequest{ID: id, Signal: uint32(unix.SIGTERM)})
+		} else {
+			_, err = s.v3.Kill(ctx, &taskv3.KillRequest{ID: id, Signal: uint32(unix.SIGTERM)})
+		}
+		return errors.Join(err, errors.New("the container still runs"))
+	})
+	return *exit
+}
+
+// containerd is killed, and containers end by themselves before it is back: their ends are known nevertheless, as they
+// were, whether or not the engine was there to see them.
+func TestEndWhileContainerdDown(t *testing.T) {
+	b := newBench(t)
+	for _, away := range []bool{false, true} {
+		for class := range b.cfg.Handlers {
+			t.Run(fmt.Sprintf("%s,engine away %v", class, away), func(t *testing.T) {
+				var all []*cis.Instance
+				want := []int32{0, 3}
+				ends := make([]exitRecord, len(want))
+				for _, code := range want {
+					all = append(all, b.ensure(endsByTerm(class, int(code))))
+				}
+				ids := make([]string, len(want))
+				for i, in := range all {
+					st := b.sink.waitPhase(t, in.ID, cis.Running)
+					ids[i] = strings.TrimPrefix(st.Containers[0].ContainerID, "containerd://")
+				}
+				if away {
+					b.stop()
+				}
+				b.env.Down()
+				for i := range all {
+					ends[i] = endAtShim(t, b, ids[i])
+				}
+				if away {
+					if err := CollectExits(t.Context(), b.cfg); err != nil {
+						t.Error(err)
+					}
+				}
+				b.env.Up()
+				if away {
+					b.restart(all...)
+				}
+				for i, in := range all {
+					phase, reason, meter := cis.Succeeded, "Completed", meterCompleted
+					if want[i] != 0 {
+						phase, reason, meter = cis.Failed, "Error", meterFailed
+					}
+					st := b.sink.waitPhase(t, in.ID, phase)
+					e := ended(st.Containers[0])
+					if e == nil || e.ExitCode != want[i] || e.Reason != reason || !e.FinishedAt.Time.Equal(ends[i].At) || !e.FinishedAt.After(e.StartedAt.Time) ||
+						st.Containers[0].RestartCount != 0 || st.Incarnation != 1 {
+						t.Errorf("shim %+v, status %+v", ends[i], st)
+					}
+					b.meter.mu.Lock()
+					if !b.meter.stopAt[in.ID].Equal(ends[i].At) || b.meter.stopped[in.ID] != meter {
+						t.Errorf("meter stopped at %s (%s), want %s", b.meter.stopAt[in.ID], b.meter.stopped[in.ID], ends[i].At)
+					}
+					b.meter.mu.Unlock()
+				}
+			})
+		}
+	}
+}

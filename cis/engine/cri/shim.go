@@ -1,0 +1,161 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
+	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// shimDialTimeout bounds connecting to a shim's socket, which is on this machine.
+const shimDialTimeout = 5 * time.Second
+
+// maxBundleFile bounds what is read of a file of a container's bundle, bytes.
+const maxBundleFile = 4 << 20
+
+// shim is a connection to the shim of a container: containerd's task API, versions 3 and 2, over ttrpc.
+type shim struct {
+	conn *ttrpc.Client
+	id   string
+	v3   taskv3.TTRPCTaskService
+	v2   taskv2.TTRPCTaskService
+	old  bool // it speaks version 2 alone
+}
+
+// shimAddress is what a shim told containerd at its start about how to be reached.
+type shimAddress struct {
+	Version  int    `json:"version"`
+	Address  string `json:"address"`
+	Protocol string `json:"protocol"`
+}
+
+// bundleDir is where containerd keeps the bundle of a container of CRI.
+func bundleDir(taskDir, id string) string { return filepath.Join(taskDir, criNamespace, id) }
+
+// readBundle reads a file of a bundle.
+func readBundle(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxBundleFile+1))
+	if err == nil && len(b) > maxBundleFile {
+		err = fmt.Errorf("%s is too large", path)
+	}
+	return b, err
+}
+
+// decodeShimAddress understands what containerd keeps in bootstrap.json: JSON, or an old shim's plain address.
+func decodeShimAddress(b []byte) (socket string, version int, err error) {
+	s := shimAddress{}
+	if json.Unmarshal(b, &s) != nil || s.Version < 2 {
+		s = shimAddress{Version: 2, Address: strings.TrimSpace(string(b)), Protocol: "ttrpc"}
+	}
+	socket, unix := strings.CutPrefix(s.Address, "unix://")
+	if !strings.EqualFold(s.Protocol, "ttrpc") || !unix || !filepath.IsAbs(socket) {
+		return "", 0, errors.New("the shim does not listen with ttrpc on a unix socket")
+	}
+	return socket, s.Version, nil
+}
+
+// openShim connects to the shim of a container.
+func openShim(ctx context.Context, taskDir, id string) (*shim, error) {
+	dir := bundleDir(taskDir, id)
+	b, err := readBundle(filepath.Join(dir, "bootstrap.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		b, err = readBundle(filepath.Join(dir, "address"))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read shim address: %w", err)
+	}
+	socket, version, err := decodeShimAddress(b)
+	if err != nil {
+		return nil, fmt.Errorf("read shim address: %w", err)
+	}
+	d := net.Dialer{Timeout: shimDialTimeout}
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("connect to shim: %w", err)
+	}
+	c := ttrpc.NewClient(conn)
+	return &shim{conn: c, id: id, v3: taskv3.NewTTRPCTaskClient(c), v2: taskv2.NewTTRPCTaskClient(c), old: version < 3}, nil
+}
+
+func (s *shim) close() error { return s.conn.Close() }
+
+// wait blocks until the container's process has ended.
+func (s *shim) wait(ctx context.Context) (*exitRecord, error) {
+	if !s.old {
+		r, err := s.v3.Wait(ctx, &taskv3.WaitRequest{ID: s.id})
+		if err == nil {
+			return s.exit(r.GetExitStatus(), r.GetExitedAt().AsTime()), nil
+		}
+		if status.Code(err) != codes.Unimplemented {
+			return nil, fmt.Errorf("wait at shim: %w", err)
+		}
+		s.old = true
+	}
+	r, err := s.v2.Wait(ctx, &taskv2.WaitRequest{ID: s.id})
+	if err != nil {
+		return nil, fmt.Errorf("wait at shim: %w", err)
+	}
+	return s.exit(r.GetExitStatus(), r.GetExitedAt().AsTime()), nil
+}
+
+// ended tells how the container's process ended, nil while it has not.
+func (s *shim) ended(ctx context.Context) (*exitRecord, error) {
+	if !s.old {
+		r, err := s.v3.State(ctx, &taskv3.StateRequest{ID: s.id})
+		if err == nil {
+			return s.stopped(r.GetStatus(), r.GetExitStatus(), r.GetExitedAt().AsTime()), nil
+		}
+		if status.Code(err) != codes.Unimplemented {
+			return nil, fmt.Errorf("ask shim: %w", err)
+		}
+		s.old = true
+	}
+	r, err := s.v2.State(ctx, &taskv2.StateRequest{ID: s.id})
+	if err != nil {
+		return nil, fmt.Errorf("ask shim: %w", err)
+	}
+	return s.stopped(r.GetStatus(), r.GetExitStatus(), r.GetExitedAt().AsTime()), nil
+}
+
+func (s *shim) stopped(st task.Status, code uint32, at time.Time) *exitRecord {
+	if st != task.Status_STOPPED {
+		return nil
+	}
+	return s.exit(code, at)
+}
+
+// exit makes the record of an end; a shim that does not say when means just now.
+func (s *shim) exit(code uint32, at time.Time) *exitRecord {
+	if at.Unix() <= 0 {
+		at = time.Now()
+	}
+	return &exitRecord{ID: s.id, Status: code, At: at.UTC()}
+}
+
+// waitShim waits at a container's shim until its process has ended.
+func waitShim(ctx context.Context, taskDir, id string) (exit *exitRecord, err error) {
+	s, err := openShim(ctx, taskDir, id)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	return s.wait(ctx)
+}
