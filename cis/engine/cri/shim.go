@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // shimDialTimeout bounds connecting to a shim's socket, which is on this machine.
@@ -101,53 +102,55 @@ func (s *shim) close() error { return s.conn.Close() }
 func (s *shim) wait(ctx context.Context) (*exitRecord, error) {
 	if !s.old {
 		r, err := s.v3.Wait(ctx, &taskv3.WaitRequest{ID: s.id})
-		if err == nil {
-			return s.exit(r.GetExitStatus(), r.GetExitedAt().AsTime()), nil
-		}
 		if status.Code(err) != codes.Unimplemented {
-			return nil, fmt.Errorf("wait at shim: %w", err)
+			return s.exit(r, err)
 		}
 		s.old = true
 	}
 	r, err := s.v2.Wait(ctx, &taskv2.WaitRequest{ID: s.id})
-	if err != nil {
-		return nil, fmt.Errorf("wait at shim: %w", err)
-	}
-	return s.exit(r.GetExitStatus(), r.GetExitedAt().AsTime()), nil
+	return s.exit(r, err)
 }
 
-// ended tells how the container's process ended, nil while it has not.
+// ended tells how the container's process ended, nil while it has not. It takes the state only for whether, for
+// gVisor's shim says that a container has stopped a moment before it knows how.
 func (s *shim) ended(ctx context.Context) (*exitRecord, error) {
+	st, err := s.state(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask shim: %w", err)
+	}
+	if st != task.Status_STOPPED {
+		return nil, nil
+	}
+	return s.wait(ctx)
+}
+
+func (s *shim) state(ctx context.Context) (task.Status, error) {
 	if !s.old {
 		r, err := s.v3.State(ctx, &taskv3.StateRequest{ID: s.id})
-		if err == nil {
-			return s.stopped(r.GetStatus(), r.GetExitStatus(), r.GetExitedAt().AsTime()), nil
-		}
 		if status.Code(err) != codes.Unimplemented {
-			return nil, fmt.Errorf("ask shim: %w", err)
+			return r.GetStatus(), err
 		}
 		s.old = true
 	}
 	r, err := s.v2.State(ctx, &taskv2.StateRequest{ID: s.id})
+	return r.GetStatus(), err
+}
+
+// waited is a shim's answer to Wait, in either version.
+type waited interface {
+	GetExitStatus() uint32
+	GetExitedAt() *timestamppb.Timestamp
+}
+
+func (s *shim) exit(r waited, err error) (*exitRecord, error) {
 	if err != nil {
-		return nil, fmt.Errorf("ask shim: %w", err)
+		return nil, fmt.Errorf("wait at shim: %w", err)
 	}
-	return s.stopped(r.GetStatus(), r.GetExitStatus(), r.GetExitedAt().AsTime()), nil
-}
-
-func (s *shim) stopped(st task.Status, code uint32, at time.Time) *exitRecord {
-	if st != task.Status_STOPPED {
-		return nil
-	}
-	return s.exit(code, at)
-}
-
-// exit makes the record of an end; a shim that does not say when means just now.
-func (s *shim) exit(code uint32, at time.Time) *exitRecord {
+	at := r.GetExitedAt().AsTime()
 	if at.Unix() <= 0 {
-		at = time.Now()
+		return nil, errors.New("wait at shim: it does not say when the container ended")
 	}
-	return &exitRecord{ID: s.id, Status: code, At: at.UTC()}
+	return &exitRecord{ID: s.id, Status: r.GetExitStatus(), At: at}, nil
 }
 
 // waitShim waits at a container's shim until its process has ended.
