@@ -29,6 +29,9 @@ type Config struct {
 	// TaskDir is where containerd keeps the bundles of tasks, <its state>/io.containerd.runtime.v2.task: by them the
 	// engine learns from the shims how containers end while containerd is down. Empty: what ends then ends as unknown.
 	TaskDir string
+	// Runsc is gVisor's runtime by which the ends of its containers are learned when their shim has gone as well; may
+	// be empty.
+	Runsc Runsc
 	// Root keeps the engine's own files (instances/<id>/…); LogRoot gets the container logs,
 	// <LogRoot>/<org>/<instance>/<container>/<attempt>.log. Both are absolute.
 	Root    string
@@ -71,6 +74,9 @@ type Config struct {
 	CrashBackoff Backoff
 	PullBackoff  Backoff
 }
+
+// Runsc is gVisor's command and the directory in which its shim has it keep the containers. Both are absolute.
+type Runsc struct{ Binary, Root string }
 
 // Backoff is a delay that doubles from Initial to Max, and begins anew after Reset without a failure.
 type Backoff struct {

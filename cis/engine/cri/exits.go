@@ -38,6 +38,14 @@ func (a *actor) watchExit(ctx context.Context, c *container, id string) {
 	a.do(ctx, func(ctx context.Context) func() {
 		for {
 			exit, err := waitShim(ctx, a.e.cfg.TaskDir, id)
+			if err != nil && ctx.Err() == nil && isGVisor(a.e.cfg.TaskDir, id) {
+				var rerr error
+				if exit, rerr = a.e.cfg.Runsc.ended(ctx, id); rerr != nil {
+					err = errors.Join(err, rerr)
+				} else {
+					err = nil
+				}
+			}
 			if err == nil {
 				return func() { a.noteExit(c, *exit) }
 			}
@@ -92,7 +100,7 @@ const (
 
 // CollectExits asks the shims which containers have ended, and keeps that in the instances' records. It is for the time
 // after this process and containerd were both away: to be called before containerd is started, which forgets what ended
-// meanwhile, and before New. Of cfg it needs Root and TaskDir; with an empty TaskDir it does nothing. It takes at most a few seconds.
+// meanwhile, and before New. Of cfg it needs Root, TaskDir and Runsc; with an empty TaskDir it does nothing. It takes at most a few seconds.
 // An error names what could not be asked or kept; everything else has been kept all the same.
 func CollectExits(ctx context.Context, cfg Config) error {
 	if cfg.TaskDir == "" {
@@ -119,7 +127,7 @@ func CollectExits(ctx context.Context, cfg Config) error {
 			continue
 		}
 		group.Go(func() error {
-			instance, name, exit, err := collectOneExit(ctx, cfg.TaskDir, entry.Name())
+			instance, name, exit, err := collectOneExit(ctx, cfg, entry.Name())
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -147,10 +155,10 @@ func CollectExits(ctx context.Context, cfg Config) error {
 }
 
 // collectOneExit tells whose container a task is and how it ended; no exit when it runs or is none of an instance.
-func collectOneExit(ctx context.Context, taskDir, id string) (instance, name string, exit *exitRecord, err error) {
+func collectOneExit(ctx context.Context, cfg Config, id string) (instance, name string, exit *exitRecord, err error) {
 	ctx, cancel := context.WithTimeout(ctx, collectOne)
 	defer cancel()
-	b, err := readBundle(filepath.Join(bundleDir(taskDir, id), "config.json"))
+	b, err := readBundle(filepath.Join(bundleDir(cfg.TaskDir, id), "config.json"))
 	if errors.Is(err, os.ErrNotExist) {
 		return "", "", nil, nil // a task that has not been made, or is gone
 	}
@@ -161,12 +169,19 @@ func collectOneExit(ctx context.Context, taskDir, id string) (instance, name str
 	if name == "" || !validID(instance) {
 		return "", "", nil, nil
 	}
-	s, err := openShim(ctx, taskDir, id)
-	if err != nil {
-		return "", "", nil, err
+	s, err := openShim(ctx, cfg.TaskDir, id)
+	if err == nil {
+		exit, err = s.ended(ctx)
+		err = errors.Join(err, s.close())
 	}
-	exit, err = s.ended(ctx)
-	return instance, name, exit, errors.Join(err, s.close())
+	if exit == nil && err != nil && isGVisor(cfg.TaskDir, id) {
+		var rerr error
+		if exit, rerr = cfg.Runsc.ended(ctx, id); rerr == nil {
+			return instance, name, exit, nil
+		}
+		err = errors.Join(err, rerr)
+	}
+	return instance, name, exit, err
 }
 
 // decodeOwner reads from the specification of a container whose it is; empty when it does not say.

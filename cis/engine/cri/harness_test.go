@@ -196,6 +196,7 @@ func newBench(t *testing.T) *bench {
 		Unavailable: map[cis.SandboxClass]string{cis.Kata: "the host has no KVM"}, Sink: b.sink, Meter: b.meter, CgroupRoot: cgroupRoot(env),
 		Logger:       slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 		CrashBackoff: Backoff{Initial: 200 * time.Millisecond, Max: time.Second}, PullBackoff: Backoff{Initial: 200 * time.Millisecond, Max: time.Second}}
+	b.cfg.Runsc.Binary, b.cfg.Runsc.Root = env.Daemon.Runsc()
 	if env.Has("runsc") {
 		b.cfg.Handlers[cis.GVisor] = "runsc"
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -161,4 +162,36 @@ func waitShim(ctx context.Context, taskDir, id string) (exit *exitRecord, err er
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	return s.wait(ctx)
+}
+
+// runscTimeout bounds asking gVisor for the end of a container.
+const runscTimeout = 5 * time.Second
+
+// ended asks gVisor's sandbox how a container ended, for its shim dies of an end that it cannot tell containerd. The
+// sandbox does not say when; the record has the time of asking. It is an error when the container has not ended.
+func (r Runsc) ended(ctx context.Context, id string) (*exitRecord, error) {
+	if r.Binary == "" || r.Root == "" {
+		return nil, errors.New("ask gVisor: not configured")
+	}
+	at := time.Now().UTC()
+	ctx, cancel := context.WithTimeout(ctx, runscTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, r.Binary, "--root", filepath.Join(r.Root, criNamespace), "wait", id).Output()
+	if err != nil {
+		return nil, fmt.Errorf("ask gVisor: %w", err)
+	}
+	var answer struct {
+		ID         string  `json:"id"`
+		ExitStatus *uint32 `json:"exitStatus"`
+	}
+	if err := json.Unmarshal(out, &answer); err != nil || answer.ID != id || answer.ExitStatus == nil {
+		return nil, errors.New("ask gVisor: its answer is not understood")
+	}
+	return &exitRecord{ID: id, Status: *answer.ExitStatus, At: at}, nil
+}
+
+// isGVisor tells whether a bundle is of gVisor's runtime.
+func isGVisor(taskDir, id string) bool {
+	b, err := readBundle(filepath.Join(bundleDir(taskDir, id), "shim-binary-path"))
+	return err == nil && strings.Contains(filepath.Base(strings.TrimSpace(string(b))), "runsc")
 }

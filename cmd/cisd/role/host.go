@@ -106,14 +106,15 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 	}
 	p.close = append(p.close, meters.Close)
 	pl := &place{meters: meters, parts: []part{{"meter", meters.Run}}}
-	socket, taskDir := c.Socket, ""
+	socket, taskDir, runsc := c.Socket, "", cri.Runsc{}
 	pl.ready = func(context.Context) error { _, err := os.Stat(socket); return err }
 	if ctrd != nil {
 		socket, taskDir = ctrd.Socket(), ctrd.TaskDir()
+		runsc.Binary, runsc.Root = ctrd.Runsc()
 		pl.ready = ctrd.Ready
 		pl.parts = append(pl.parts, part{"containerd", func(ctx context.Context) error {
 			// What ended while both were down is forgotten by containerd's start, so the shims are asked before it.
-			if err := cri.CollectExits(ctx, cri.Config{Root: p.cfg.Path("engine"), TaskDir: taskDir}); err != nil {
+			if err := cri.CollectExits(ctx, cri.Config{Root: p.cfg.Path("engine"), TaskDir: taskDir, Runsc: runsc}); err != nil {
 				log.Warn("not every container's end could be asked for", "error", err)
 			}
 			return ctrd.Run(ctx)
@@ -121,7 +122,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 	}
 	pl.engine = func(sink engine.Sink) (engine.Engine, error) {
 		e, err := cri.New(cri.Config{
-			Socket: socket, TaskDir: taskDir, Root: p.cfg.Path("engine"), LogRoot: logRoot(p.cfg), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
+			Socket: socket, TaskDir: taskDir, Runsc: runsc, Root: p.cfg.Path("engine"), LogRoot: logRoot(p.cfg), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
 			HostIP: p.cfg.Node.Address, Handlers: handlers, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
 			PullAuth: auth.Credentials, CgroupRoot: cgroupRoot(p.cfg),
 			Capacity: engine.Capacity{MilliCPU: c.CPU * 1000, MemoryBytes: c.MemoryGiB << 30},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -50,6 +51,17 @@ func (d *Daemon) Socket() string { return d.config.socket() }
 // TaskDir is where containerd keeps the bundles of its tasks, one directory per
 // namespace; by a bundle its shim is found when containerd is down.
 func (d *Daemon) TaskDir() string { return d.config.taskDir() }
+
+// Runsc is gVisor's command and the directory where it keeps the containers of
+// namespaces; empty when there is no handler of gVisor.
+func (d *Daemon) Runsc() (binary, root string) {
+	for _, h := range d.config.Handlers {
+		if h.Type == typeGVisor {
+			return h.Binary, filepath.Join(d.config.RunDir, h.Name)
+		}
+	}
+	return "", ""
+}
 
 // Host is what the machine allows, as the daemon is configured for it.
 func (d *Daemon) Host() Host { return *d.config.Host }
