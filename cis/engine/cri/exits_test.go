@@ -86,8 +86,8 @@ func TestEndWhileContainerdDown(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				up := time.Now()
 				b.env.Up()
+				up := time.Now()
 				if away {
 					b.restart(all...)
 				}
