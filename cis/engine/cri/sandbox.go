@@ -451,7 +451,12 @@ func (a *actor) takeContainer(c *container, s *rt.ContainerStatus) {
 		c.rec.Terminated = nil
 		a.runs(c, time.Unix(0, s.StartedAt), true)
 	case rt.ContainerState_CONTAINER_EXITED:
-		if c.rec.Terminated == nil {
+		switch {
+		case c.rec.Terminated != nil:
+		case s.StartedAt == 0:
+			// The start was cut short: no process is known to have begun. It is made again under the same number.
+			c.rec.Attempt--
+		default:
 			c.startedAt = time.Unix(0, s.StartedAt)
 			a.exited(c, a.terminated(c, s))
 		}
