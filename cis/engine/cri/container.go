@@ -301,6 +301,10 @@ func (a *actor) terminated(c *container, s *rt.ContainerStatus) corev1.Container
 	if s.FinishedAt == 0 {
 		t.FinishedAt = metaTime(time.Now())
 	}
+	if t.FinishedAt.Before(&t.StartedAt) {
+		// containerd notes the start when the call for it returns; a short process has ended by then.
+		t.StartedAt = t.FinishedAt
+	}
 	if t.Reason == "" {
 		t.Reason = "Completed"
 		if t.ExitCode != 0 {
