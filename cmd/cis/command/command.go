@@ -142,6 +142,16 @@ func (a *app) service() (*client.Client, *session.Session, error) {
 	return c, s, nil
 }
 
+// instance opens the service and finds the instance that ref names.
+func (a *app) instance(ctx context.Context, ref string) (*client.Client, *cis.Instance, error) {
+	c, s, err := a.service()
+	if err != nil {
+		return nil, nil, err
+	}
+	in, err := find(ctx, c, s.Org, ref)
+	return c, in, err
+}
+
 // find gives the instance that ref names: an id, or a name, of the newest live instance before the newest ended one.
 func find(ctx context.Context, c *client.Client, org, ref string) (*cis.Instance, error) {
 	in, err := c.Get(ctx, org, ref)

@@ -98,15 +98,11 @@ func (a *app) events() *cobra.Command {
 		Short: "What happened to an instance",
 		Args:  usage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, s, err := a.service()
+			c, in, err := a.instance(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			in, err := find(cmd.Context(), c, s.Org, args[0])
-			if err != nil {
-				return err
-			}
-			events, err := c.Events(cmd.Context(), s.Org, in.ID)
+			events, err := c.Events(cmd.Context(), in.Org, in.ID)
 			if err != nil {
 				return err
 			}
@@ -133,15 +129,11 @@ func (a *app) describe() *cobra.Command {
 		Short: "Everything about an instance: state of its containers, addresses, size, events",
 		Args:  usage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, s, err := a.service()
+			c, in, err := a.instance(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			in, err := find(cmd.Context(), c, s.Org, args[0])
-			if err != nil {
-				return err
-			}
-			events, err := c.Events(cmd.Context(), s.Org, in.ID)
+			events, err := c.Events(cmd.Context(), in.Org, in.ID)
 			if err != nil {
 				return err
 			}

@@ -27,11 +27,7 @@ func (a *app) logs() *cobra.Command {
 		Short: "Print a container's output, of ended and deleted instances too",
 		Args:  usage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, s, err := a.service()
-			if err != nil {
-				return err
-			}
-			in, err := find(cmd.Context(), c, s.Org, args[0])
+			c, in, err := a.instance(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -47,7 +43,7 @@ func (a *app) logs() *cobra.Command {
 			if since > 0 {
 				req.Since = time.Now().Add(-since)
 			}
-			return a.copyLogs(cmd.Context(), c, s.Org, in.ID, req)
+			return a.copyLogs(cmd.Context(), c, in.Org, in.ID, req)
 		},
 	}
 	fl := cmd.Flags()
@@ -84,11 +80,7 @@ func (a *app) exec() *cobra.Command {
 		Example: "  cis exec web -- ls /\n  cis exec -it web -- sh",
 		Args:    usage(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, s, err := a.service()
-			if err != nil {
-				return err
-			}
-			in, err := find(cmd.Context(), c, s.Org, args[0])
+			c, in, err := a.instance(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -101,9 +93,9 @@ func (a *app) exec() *cobra.Command {
 			}
 			if !tty {
 				req.Stderr = a.env.Err
-				return c.Exec(cmd.Context(), s.Org, in.ID, req)
+				return c.Exec(cmd.Context(), in.Org, in.ID, req)
 			}
-			return a.withTerminal(cmd.Context(), &req, func(ctx context.Context) error { return c.Exec(ctx, s.Org, in.ID, req) })
+			return a.withTerminal(cmd.Context(), &req, func(ctx context.Context) error { return c.Exec(ctx, in.Org, in.ID, req) })
 		},
 	}
 	fl := cmd.Flags()
