@@ -113,19 +113,3 @@ type Repository struct {
 	// CreatedBy is the account that pushed first.
 	CreatedBy string `json:"createdBy"`
 }
-
-// Event tells of a manifest that is stored and, when Tag is set, tagged.
-type Event struct {
-	// ID is deterministic for one push: the same manifest under the same tag at the same time gives the same.
-	ID         string
-	Time       time.Time
-	Repository string
-	// Digest is the manifest's, "sha256:…"; Size its length in bytes.
-	Digest    string
-	MediaType string
-	Size      int64
-	// Tag is empty for a push by digest.
-	Tag string
-	// Actor is the account that pushed.
-	Actor string
-}

@@ -40,7 +40,7 @@ type Directory interface {
 	Repositories(ctx context.Context, orgs []string, public bool, after string, limit int) ([]registry.Repository, error)
 }
 
-// Config is for New. All but Driver, OnPush and Logger are required.
+// Config is for New. All but Driver, Outbox and Logger are required.
 type Config struct {
 	Directory Directory
 	Verifier  hubtoken.Verifier
@@ -53,9 +53,8 @@ type Config struct {
 	// SecretFile holds the key that signs upload state in URLs, shared by all nodes of a registry. Of mode 0600; made
 	// when missing.
 	SecretFile string
-	// OnPush is told of each stored manifest before its push is answered; an error fails the push, so that a durable
-	// outbox misses none. It must be quick. nil is nobody.
-	OnPush func(ctx context.Context, e registry.Event) error
+	// Outbox is given an event for each stored manifest before its push is answered; an error fails the push. nil is nobody.
+	Outbox registry.Outbox
 	// Logger is for what goes wrong here; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -65,6 +64,12 @@ type Registry struct {
 	cfg Config
 	app *handlers.App
 }
+
+// nobody is the outbox of a registry that has none.
+type nobody struct{}
+
+// Emit implements registry.Outbox.
+func (nobody) Emit(context.Context, registry.Event) error { return nil }
 
 // New makes a registry. Close it when it is no longer served.
 func New(cfg Config) (r *Registry, err error) {
@@ -86,8 +91,8 @@ func New(cfg Config) (r *Registry, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	if cfg.OnPush == nil {
-		cfg.OnPush = func(context.Context, registry.Event) error { return nil }
+	if cfg.Outbox == nil {
+		cfg.Outbox = nobody{}
 	}
 	secret, err := readSecret(cfg.SecretFile)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/distribution/distribution/v3"
@@ -110,9 +111,10 @@ func (t *recordedTags) List(ctx context.Context, limit int, last string) ([]stri
 }
 
 func (r *recordedRepository) announce(ctx context.Context, desc v1.Descriptor, tag string) error {
+	org, _, _ := strings.Cut(r.Named().Name(), "/")
 	id, err := uuid.NewV7()
 	if err == nil {
-		err = r.registry.cfg.OnPush(ctx, registry.Event{ID: id.String(), Time: time.Now().UTC(), Repository: r.Named().Name(),
+		err = r.registry.cfg.Outbox.Emit(ctx, registry.Event{ID: id.String(), Type: registry.EventPush, Time: time.Now().UTC(), Org: org, Repository: r.Named().Name(),
 			Digest: desc.Digest.String(), MediaType: desc.MediaType, Size: desc.Size, Tag: tag,
 			Actor: hubtoken.FromContext(ctx).Subject})
 	}

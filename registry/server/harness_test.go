@@ -94,12 +94,12 @@ func startHub(t testing.TB, options ...func(*server.Config)) *hub {
 			{Credential: cred("node-agent"), Platform: []string{"node"}},
 			{Credential: cred("platform-auditor"), Platform: []string{"operator"}},
 		}},
-		OnPush: func(_ context.Context, e registry.Event) error {
+		Outbox: outboxFunc(func(_ context.Context, e registry.Event) error {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			h.events = append(h.events, e)
 			return nil
-		},
+		}),
 	}
 	for _, o := range options {
 		o(&cfg)
@@ -222,6 +222,10 @@ func (h *hub) claims(token, audience string) *hubtoken.Claims {
 	}
 	return c
 }
+
+type outboxFunc func(ctx context.Context, e registry.Event) error
+
+func (f outboxFunc) Emit(ctx context.Context, e registry.Event) error { return f(ctx, e) }
 
 func (h *hub) pushed() []registry.Event {
 	h.mu.Lock()

@@ -143,13 +143,13 @@ func TestTagPages(t *testing.T) {
 func TestPushHookFails(t *testing.T) {
 	down := true
 	h := startHub(t, func(c *server.Config) {
-		ok := c.OnPush
-		c.OnPush = func(ctx context.Context, e registry.Event) error {
+		ok := c.Outbox
+		c.Outbox = outboxFunc(func(ctx context.Context, e registry.Event) error {
 			if down {
 				return errors.New("disk of the outbox is full: /secret/path")
 			}
-			return ok(ctx, e)
-		}
+			return ok.Emit(ctx, e)
+		})
 	})
 	img := randomImage(t)
 	ref := h.ref(t, "acme/web:v1")

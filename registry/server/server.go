@@ -49,8 +49,8 @@ type Config struct {
 	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
 	Driver     string
 	Parameters map[string]any
-	// OnPush is told of every push; see oci.Config.
-	OnPush func(ctx context.Context, e registry.Event) error
+	// Outbox is given every event; see oci.Config.
+	Outbox registry.Outbox
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -120,7 +120,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s.images, err = oci.New(oci.Config{Directory: s.directory, Verifier: s.verifier, Realm: base + "/token", Service: public.Host,
 		Driver: cfg.Driver, Parameters: parameters, SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"),
-		OnPush: cfg.OnPush, Logger: cfg.Logger})
+		Outbox: cfg.Outbox, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
