@@ -20,6 +20,7 @@ import (
 
 	"cumulet.io/cis"
 	"cumulet.io/cis/engine/cri/containerd"
+	"cumulet.io/cis/engine/cri/fence"
 	"cumulet.io/internal/mounts"
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/testenv"
@@ -196,6 +197,11 @@ func newBench(t *testing.T) *bench {
 		Unavailable: map[cis.SandboxClass]string{cis.Kata: "the host has no KVM"}, Sink: b.sink, Meter: b.meter, CgroupRoot: cgroupRoot(env),
 		Logger:       slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 		CrashBackoff: Backoff{Initial: 200 * time.Millisecond, Max: time.Second}, PullBackoff: Backoff{Initial: 200 * time.Millisecond, Max: time.Second}}
+	f, err := fence.Open(fence.Config{Bridge: env.Bridge})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.cfg.Fence = f
 	b.cfg.Runsc.Binary, b.cfg.Runsc.Root = env.Daemon.Runsc()
 	if env.Has("runsc") {
 		b.cfg.Handlers[cis.GVisor] = "runsc"

@@ -62,9 +62,12 @@ func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler s
 	if err != nil {
 		return "", nil, "FailedCreatePodSandBox", err
 	}
-	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: r.PodSandboxId})
+	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: r.PodSandboxId, Verbose: a.e.cfg.Fence != nil})
 	if err != nil {
 		return "", nil, "FailedPodSandBoxStatus", err
+	}
+	if err := a.admit(st); err != nil {
+		return "", nil, "FailedCreatePodSandBox", err
 	}
 	if err := a.e.cgroup.limitCPU(a.id, limits.milliCPU); err != nil {
 		return "", nil, "FailedCreatePodContainer", err
@@ -115,6 +118,7 @@ func (a *actor) replaceSandbox() {
 		return
 	}
 	a.sandbox = sandboxRemoving
+	a.retire()
 	a.do(a.ctx, func(ctx context.Context) func() {
 		err := a.clearSandboxes(ctx)
 		return func() {
@@ -318,9 +322,14 @@ func (a *actor) lookUp(ctx context.Context) (*found, error) {
 	if newest == nil {
 		return f, nil
 	}
-	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: newest.Id})
+	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: newest.Id, Verbose: a.e.cfg.Fence != nil})
 	if err != nil {
 		return nil, err
+	}
+	if st.GetStatus().GetState() == rt.PodSandboxState_SANDBOX_READY {
+		if err := a.admit(st); err != nil {
+			return nil, err
+		}
 	}
 	f.sandbox, f.handler = st.GetStatus(), newest.RuntimeHandler
 	cl, err := a.e.listContainers(ctx, a.id)
