@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cumulet.io/cis"
+	"cumulet.io/cis/sandbox"
 )
 
 // makeSandbox prepares what the sandbox needs on the node and has containerd make it.
@@ -204,7 +206,8 @@ func (a *actor) sandboxConfig() *rt.PodSandboxConfig {
 	cfg := &rt.PodSandboxConfig{
 		Metadata: &rt.PodSandboxMetadata{Name: a.id, Namespace: "cumulet", Uid: a.id, Attempt: uint32(a.rec.Incarnation - 1)},
 		Hostname: hostname(a.spec), LogDirectory: a.logDir(), Labels: labels,
-		DnsConfig: dnsConfig(a.spec.DNS, a.e.cfg.HostDNS),
+		DnsConfig:   dnsConfig(a.spec.DNS, a.e.cfg.HostDNS),
+		Annotations: sandbox.Annotations(a.rec.Class, a.rec.Size, runtime.NumCPU()),
 		Linux: &rt.LinuxPodSandboxConfig{
 			CgroupParent:    a.e.cgroup.path(a.id),
 			SecurityContext: sandboxSecurity(a.spec),
