@@ -398,11 +398,11 @@ func (a *actor) choose() bool {
 			class = c
 		}
 	}
-	if h := a.e.cfg.Handlers[class]; h != "" {
+	h, why := a.e.handler(a.org, class)
+	if h != "" {
 		a.rec.Class, a.rec.Handler = class, h
 		return true
 	}
-	why := a.e.whyNot(class)
 	if class == "" {
 		why = fmt.Sprintf("node %s has no runtime that isolates; ask for runc by name to run without isolation", a.e.cfg.Node)
 	}

@@ -221,6 +221,17 @@ func (e *Engine) Classes(context.Context) ([]cis.SandboxClass, map[cis.SandboxCl
 	return have, missing
 }
 
+// handler is the runtime handler of an org's instances of a class, "" and why when there is none.
+func (e *Engine) handler(org string, class cis.SandboxClass) (handler, why string) {
+	if own, ok := e.cfg.KataOrgs[org]; ok && class == cis.Kata {
+		return own.Handler, own.Unavailable
+	}
+	if h := e.cfg.Handlers[class]; h != "" {
+		return h, ""
+	}
+	return "", e.whyNot(class)
+}
+
 func (e *Engine) whyNot(c cis.SandboxClass) string {
 	if why := e.cfg.Unavailable[c]; why != "" {
 		return why
