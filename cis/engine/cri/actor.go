@@ -81,6 +81,8 @@ type actor struct {
 	ips          []string
 	sandboxTry   time.Time
 	sandboxWait  time.Duration
+	consoleOf    string // the sandbox whose console is kept
+	stopConsole  context.CancelFunc
 	upAt         time.Time // when the sandbox came up
 	lost         bool      // the sandbox is gone, another one is needed
 	containers   []*container
@@ -366,6 +368,7 @@ func (a *actor) advance() {
 	if a.sandbox != sandboxReady {
 		return
 	}
+	a.keepConsole(a.sandboxID, a.rec.Incarnation)
 	if a.initialize() {
 		for _, c := range a.containers {
 			if c.kind == kindMain {

@@ -43,6 +43,32 @@ func TestKataLife(t *testing.T) {
 	if most := st.Size.MemoryMiB + sandbox.OverheadOf(cis.Kata, st.Size).GuestMiB; err != nil || kib>>10 > most || kib>>10 < st.Size.MemoryMiB {
 		t.Errorf("memory of an instance of %s: %q, want %d to %d MiB", st.Size.Class, out, st.Size.MemoryMiB, most)
 	}
+	// Its kernel's log is one of the instance's, and does not stand in the way of the container's.
+	testenv.Eventually(t, 30*time.Second, func() error {
+		// The test's guest boots quietly: what its firmware says is what there surely is.
+		if got := b.logText(in.ID, cis.GuestLog); !strings.Contains(got, "Booting from") {
+			return fmt.Errorf("the console's log is %.200q", got)
+		}
+		return nil
+	})
+	families, err := b.KataMetrics().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	labelled := 0
+	for _, f := range families {
+		for _, m := range f.Metric {
+			for _, l := range m.Label {
+				if l.GetName() == "instance_id" && l.GetValue() == in.ID {
+					labelled++
+				}
+			}
+		}
+	}
+	if labelled == 0 {
+		t.Errorf("no metric of the instance among %d families", len(families))
+	}
+	t.Logf("%d metrics of the instance", labelled)
 }
 
 // Whatever is killed, an instance that may not be restarted ends as failed or goes on and succeeds, its meter is stopped
@@ -214,4 +240,14 @@ func (b *bench) leftovers(t *testing.T) []string {
 	}
 	slices.Sort(all)
 	return all
+}
+
+func TestConsolePath(t *testing.T) {
+	const id = "0123456789abcdef0123"
+	for pattern, want := range map[string]string{"/vm/{id}/console": "/vm/" + id + "/console", "/vm/{id:16}/c": "/vm/0123456789abcdef/c",
+		"/vm/{id:99}": "/vm/" + id, "/vm/{id:x}": "/vm/" + id, "/vm/{id": "/vm/{id", "/vm": "/vm"} {
+		if got := ConsolePath(pattern, id); got != want {
+			t.Errorf("%s: %s, want %s", pattern, got, want)
+		}
+	}
 }

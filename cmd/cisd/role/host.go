@@ -166,7 +166,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 		}
 		e, err := cri.New(cri.Config{Fence: wall,
 			Socket: socket, TaskDir: taskDir, Runsc: runsc, Root: p.cfg.Path("engine"), LogRoot: logRoot(p.cfg), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
-			HostIP: p.cfg.Node.Address, Handlers: handlers, KataOrgs: kataOrgs(c, rep), Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
+			HostIP: p.cfg.Node.Address, Handlers: handlers, KataOrgs: kataOrgs(c, rep), Console: c.Kata.Console, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
 			PullAuth: auth.Credentials, CgroupRoot: cgroupRoot(p.cfg),
 			Capacity: engine.Capacity{MilliCPU: c.CPU * 1000, MemoryBytes: c.MemoryGiB << 30},
 		})
@@ -174,6 +174,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 			return nil, err
 		}
 		p.close = append(p.close, e.Close)
+		pl.metrics = e.KataMetrics()
 		return e, nil
 	}
 	return pl, nil
