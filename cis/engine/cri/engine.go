@@ -71,6 +71,11 @@ func New(cfg Config) (*Engine, error) {
 	if err := os.RemoveAll(filepath.Join(cfg.Root, "io")); err != nil {
 		return nil, fmt.Errorf("clear pipes: %w", err)
 	}
+	if cfg.Handlers[cis.Kata] != "" || len(cfg.KataOrgs) > 0 {
+		if err := propagate(filepath.Join(cfg.Root, "instances")); err != nil {
+			return nil, err
+		}
+	}
 	allowed, err := openGrants(cfg.Root)
 	if err != nil {
 		return nil, err
