@@ -45,7 +45,7 @@ func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler s
 	}
 	if again {
 		// An earlier attempt may have left one behind.
-		if err := a.clearSandboxes(ctx); err != nil {
+		if err := errors.Join(a.clearSandboxes(ctx), a.e.cgroup.remove(a.id)); err != nil {
 			return "", nil, "FailedCreatePodSandBox", err
 		}
 	}
@@ -295,11 +295,11 @@ type found struct {
 	sandbox    *rt.PodSandboxStatus // the newest, nil when there is none
 	handler    string
 	containers []*rt.ContainerStatus
-	attempts   map[string]int // the highest attempt that has a log file
+	attempts   map[string]int // the highest attempt that has written something
 }
 
 func (a *actor) lookUp(ctx context.Context) (*found, error) {
-	f := &found{attempts: logAttempts(a.logDir())}
+	f := &found{attempts: logAttempts(a.logDir(), 1)}
 	list, err := a.e.listSandboxes(ctx, a.id)
 	if err != nil {
 		return nil, err
@@ -347,8 +347,8 @@ func (a *actor) lookUp(ctx context.Context) (*found, error) {
 	return f, nil
 }
 
-// logAttempts finds the highest attempt of each container that has written a log.
-func logAttempts(dir string) map[string]int {
+// logAttempts finds the highest attempt of each container that has a log of at least so many bytes.
+func logAttempts(dir string, bytes int64) map[string]int {
 	out := map[string]int{}
 	files, err := filepath.Glob(filepath.Join(dir, "*", "*.log"))
 	if err != nil {
@@ -356,6 +356,9 @@ func logAttempts(dir string) map[string]int {
 	}
 	for _, f := range files {
 		n, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(f), ".log"))
+		if st, serr := os.Stat(f); serr != nil || st.Size() < bytes {
+			continue
+		}
 		if name := filepath.Base(filepath.Dir(f)); err == nil && n >= 0 {
 			if was, ok := out[name]; !ok || n > was {
 				out[name] = n
