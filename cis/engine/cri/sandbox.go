@@ -462,9 +462,8 @@ func (a *actor) takeContainer(c *container, s *rt.ContainerStatus) {
 	case rt.ContainerState_CONTAINER_EXITED:
 		switch {
 		case c.rec.Terminated != nil:
-		case s.StartedAt == 0 && s.Reason != "":
-			// The start failed: no process has begun. It is made again under the same number.
-			c.rec.Attempt--
+		case a.neverRan(s, c.spec.Name, n):
+			c.rec.Attempt-- // it is made again under the same number
 		case s.StartedAt == 0:
 			// It began and ended before containerd, which was killed meanwhile, had noted that.
 			c.startedAt = time.Unix(0, s.FinishedAt)

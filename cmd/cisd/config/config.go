@@ -127,6 +127,8 @@ type Collector struct {
 	Filebeat string `yaml:"filebeat"`
 	// Disabled leaves shipping to an agent that the operator runs.
 	Disabled bool `yaml:"disabled"`
+	// KeepMiB is how much of a container's log stays on this machine once the log store has it; 0 means all.
+	KeepMiB int64 `yaml:"keepMiB"`
 }
 
 // Logs is the log store and its query API.
@@ -194,7 +196,7 @@ func Default() *Config {
 		Node:     Node{Name: "cumulet-0", Region: "local", Address: "127.0.0.1"},
 		Registry: Registry{Listen: "127.0.0.1:5000", AdminUser: "admin", AdminOrg: "demo", TokenTTL: 5 * time.Minute},
 		Control: Control{Listen: "127.0.0.1:8440", Engine: "cri", KeepEndedDays: 62,
-			CRI: CRI{Bridge: "cumulet0", Subnet: "10.98.0.0/20"}},
+			CRI: CRI{Bridge: "cumulet0", Subnet: "10.98.0.0/20"}, Collector: Collector{KeepMiB: 50}},
 		Logs:    Logs{Listen: "127.0.0.1:8441", BulkListen: "127.0.0.1:8444", RetentionDays: 30, RetentionMonths: 13},
 		Billing: Billing{Listen: "127.0.0.1:8442", Interval: 2 * time.Second},
 		Kubelet: Kubelet{Org: "demo", Listen: "127.0.0.1:10250", ClusterDomain: "cluster.local", Workers: 16},
@@ -295,6 +297,9 @@ func (c *Config) check() error {
 	}
 	if _, _, err := net.ParseCIDR(c.Control.CRI.Subnet); err != nil {
 		bad("control.cri.subnet", "must be a CIDR as 10.98.0.0/20, not %q", c.Control.CRI.Subnet)
+	}
+	if c.Control.Collector.KeepMiB < 0 {
+		bad("control.collector.keepMiB", "must not be negative, not %d", c.Control.Collector.KeepMiB)
 	}
 	if c.Control.Engine != "cri" && c.Control.Engine != "memory" {
 		bad("control.engine", "must be cri or memory, not %q", c.Control.Engine)
