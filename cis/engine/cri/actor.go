@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cumulet.io/billing"
 	"cumulet.io/cis"
 )
 
@@ -438,8 +439,8 @@ func (a *actor) startMeter() bool {
 	return false
 }
 
-func (a *actor) subject() Subject {
-	return Subject{Org: a.org, Instance: a.id, Name: a.spec.Name, Region: a.e.cfg.Region, Node: a.e.cfg.Node,
+func (a *actor) subject() billing.Subject {
+	return billing.Subject{Org: a.org, Instance: a.id, Name: a.spec.Name, Region: a.e.cfg.Region, Node: a.e.cfg.Node,
 		SandboxClass: string(a.rec.Class), Incarnation: a.rec.Incarnation, Size: a.rec.Size}
 }
 

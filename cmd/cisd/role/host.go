@@ -10,6 +10,7 @@ import (
 	"os"
 	"time"
 
+	"cumulet.io/billing"
 	"cumulet.io/billing/meter"
 	"cumulet.io/cis/engine"
 	"cumulet.io/cis/engine/cri"
@@ -145,8 +146,8 @@ func cgroupRoot(c *config.Config) string { return "/cumulet-" + c.Control.CRI.Br
 type meterStarter struct{ w *meter.Writer }
 
 // Start implements cri.MeterStarter.
-func (m meterStarter) Start(ctx context.Context, s cri.Subject) (cri.Meter, error) {
-	return m.w.Start(ctx, meter.Subject(s))
+func (m meterStarter) Start(ctx context.Context, s billing.Subject) (cri.Meter, error) {
+	return m.w.Start(ctx, s)
 }
 
 // Purge ends every instance on this machine and removes all state. The server must not be running.
