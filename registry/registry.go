@@ -181,7 +181,9 @@ type APIKey struct {
 
 // Login is a proven identity with the bounds of what proved it.
 type Login struct {
-	Account Account
+	Account
+	// Scopes are a robot's: all that it may do.
+	Scopes []Scope
 	// KeyID is the API key's that was given; empty for any other proof.
 	KeyID string
 	// Limited tells that no more than Limits may be done.

@@ -139,31 +139,20 @@ func (s *Store) AuditLog(ctx context.Context, f AuditFilter) ([]registry.AuditEn
 			args[i] = strings.ReplaceAll(strings.ToValidUTF8(text, "?"), "\x00", "?")
 		}
 	}
-	args = append(args, min(max(f.Limit, 1), MaxPage))
+	args = append(args, page(f.Limit))
 	rows, err := s.db.QueryContext(ctx, s.db.Q(`SELECT id, time, org, actor, address, action, target, denied, detail FROM registry_audit
 		WHERE `+strings.Join(where, ` AND `)+` ORDER BY id DESC LIMIT ?`), args...)
-	if err != nil {
-		return nil, fmt.Errorf("read audit log: %w", err)
-	}
-	defer rows.Close() //nolint:errcheck // Err tells
-	var out []registry.AuditEntry
-	for rows.Next() {
+	return collect(rows, err, "read audit log", func(scan func(...any) error) (registry.AuditEntry, error) {
 		var e registry.AuditEntry
 		var at, denied int64
 		var detail string
-		if err := rows.Scan(&e.ID, &at, &e.Org, &e.Actor, &e.Address, &e.Action, &e.Target, &denied, &detail); err != nil {
-			return nil, fmt.Errorf("read audit log: %w", err)
-		}
-		if err := json.Unmarshal([]byte(detail), &e.Detail); err != nil {
-			return nil, fmt.Errorf("read audit log: %w", err)
+		err := scan(&e.ID, &at, &e.Org, &e.Actor, &e.Address, &e.Action, &e.Target, &denied, &detail)
+		if err == nil {
+			err = json.Unmarshal([]byte(detail), &e.Detail)
 		}
 		e.Time, e.Denied = time.Unix(0, at).UTC(), denied != 0
-		out = append(out, e)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read audit log: %w", err)
-	}
-	return out, nil
+		return e, err
+	})
 }
 
 // pruneAudit removes entries older than the retention, some at a time so that nobody waits long for the database.

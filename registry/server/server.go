@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -57,6 +58,9 @@ type Config struct {
 	Quota registry.Quota
 	// AuditRetention is how long audit entries are kept; 0 is a year.
 	AuditRetention time.Duration
+	// TrustedProxies are the networks of proxies whose X-Forwarded-For tells a client's address, for the throttle of
+	// guesses and the audit log.
+	TrustedProxies []netip.Prefix
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -117,7 +121,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s.tokens, err = token.New(token.Config{Directory: s.directory, Offline: s.directory, Verifier: s.verifier,
 		Issuer: hubtoken.NewIssuer(s.keys, s.issuer), Hosts: append([]string{public.Host}, cfg.Hosts...), TTL: cfg.TokenTTL,
-		Logger: cfg.Logger})
+		Auditor: s.directory, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -148,16 +152,23 @@ func (s *Server) routes() {
 	v1.HandleFunc("GET /v1/orgs/{org}/repositories", s.listRepositories)
 	v1.HandleFunc("GET /v1/repositories/{org}/{repository...}", s.getRepository)
 	v1.HandleFunc("PATCH /v1/repositories/{org}/{repository...}", s.patchRepository)
+	s.peopleRoutes(v1)
 	v1.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		problem.Write(w, problem.New(problem.ErrNotFound, "the registry has no such address"))
 	})
-	api := hubtoken.Authenticate(s.verifier, hubtoken.AudienceRegistry, v1)
+	api := s.audited(hubtoken.Authenticate(s.verifier, hubtoken.AudienceRegistry, withActor(v1)))
 	s.mux.Handle("/v1/orgs/", api)
 	s.mux.Handle("/v1/repositories/", api)
+	for _, path := range []string{"/v1/orgs", "/v1/account", "/v1/account/", "/v1/accounts", "/v1/accounts/", "/v1/audit"} {
+		s.mux.Handle(path, api)
+	}
 }
 
 // ServeHTTP implements http.Handler.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	actor := registry.Actor{Address: clientAddress(r, s.cfg.TrustedProxies)} // who it is comes with the token
+	s.mux.ServeHTTP(w, r.WithContext(registry.WithActor(r.Context(), actor)))
+}
 
 // Run keeps the registry in order until ctx ends: its signing keys, and its directory (see directory.Store.Run).
 func (s *Server) Run(ctx context.Context) error {

@@ -26,18 +26,17 @@ CREATE TABLE registry_team_members (
 );
 CREATE INDEX registry_team_members_account ON registry_team_members (account, org);
 
--- One of team and account is empty. pattern: a full name, or a prefix and *.
+-- subject: team/NAME or account/NAME. pattern: a full name, or a prefix and *.
 CREATE TABLE registry_grants (
 	org TEXT NOT NULL REFERENCES registry_orgs (name) ON DELETE CASCADE,
-	team TEXT NOT NULL,
-	account TEXT NOT NULL,
+	subject TEXT NOT NULL,
 	pattern TEXT NOT NULL,
 	role TEXT NOT NULL,
 	created BIGINT NOT NULL,
 	created_by TEXT NOT NULL,
-	PRIMARY KEY (org, team, account, pattern)
+	PRIMARY KEY (org, subject, pattern)
 );
-CREATE INDEX registry_grants_account ON registry_grants (account);
+CREATE INDEX registry_grants_subject ON registry_grants (subject);
 
 -- A robot is an account of kind robot, so that what hangs on an account hangs on it too. secret: SHA-256 in hex.
 -- scopes: JSON.
