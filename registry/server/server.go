@@ -11,10 +11,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
@@ -49,8 +52,15 @@ type Config struct {
 	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
 	Driver     string
 	Parameters map[string]any
-	// Outbox is given every event; see oci.Config.
+	// Outbox is given every event; see oci.Config and directory.Config.
 	Outbox registry.Outbox
+	// Quota is of orgs that have none of their own; zero is no bound.
+	Quota registry.Quota
+	// AuditRetention is how long audit entries are kept; 0 is a year.
+	AuditRetention time.Duration
+	// TrustedProxies are the networks of proxies whose X-Forwarded-For tells a client's address, for the throttle of
+	// guesses and the audit log.
+	TrustedProxies []netip.Prefix
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -102,7 +112,8 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if s.verifier, err = hubtoken.NewVerifier(hubtoken.Config{KeySet: s.keys, Issuer: s.issuer}); err != nil {
 		return nil, err
 	}
-	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost}); err != nil {
+	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost, Quota: cfg.Quota,
+		AuditRetention: cfg.AuditRetention, Outbox: cfg.Outbox, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
 	if err := s.directory.Bootstrap(ctx, cfg.Bootstrap); err != nil {
@@ -110,7 +121,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s.tokens, err = token.New(token.Config{Directory: s.directory, Offline: s.directory, Verifier: s.verifier,
 		Issuer: hubtoken.NewIssuer(s.keys, s.issuer), Hosts: append([]string{public.Host}, cfg.Hosts...), TTL: cfg.TokenTTL,
-		Logger: cfg.Logger})
+		Auditor: s.directory, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -141,19 +152,34 @@ func (s *Server) routes() {
 	v1.HandleFunc("GET /v1/orgs/{org}/repositories", s.listRepositories)
 	v1.HandleFunc("GET /v1/repositories/{org}/{repository...}", s.getRepository)
 	v1.HandleFunc("PATCH /v1/repositories/{org}/{repository...}", s.patchRepository)
+	s.peopleRoutes(v1)
 	v1.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		problem.Write(w, problem.New(problem.ErrNotFound, "the registry has no such address"))
 	})
-	api := hubtoken.Authenticate(s.verifier, hubtoken.AudienceRegistry, v1)
+	api := s.audited(hubtoken.Authenticate(s.verifier, hubtoken.AudienceRegistry, withActor(v1)))
 	s.mux.Handle("/v1/orgs/", api)
 	s.mux.Handle("/v1/repositories/", api)
+	for _, path := range []string{"/v1/orgs", "/v1/account", "/v1/account/", "/v1/accounts", "/v1/accounts/", "/v1/audit"} {
+		s.mux.Handle(path, api)
+	}
 }
 
 // ServeHTTP implements http.Handler.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	actor := registry.Actor{Address: clientAddress(r, s.cfg.TrustedProxies)} // who it is comes with the token
+	s.mux.ServeHTTP(w, r.WithContext(registry.WithActor(r.Context(), actor)))
+}
 
-// Run replaces the signing key when it is old, until ctx ends. A fault is logged and tried again: the old key serves.
+// Run keeps the registry in order until ctx ends: its signing keys, and its directory (see directory.Store.Run).
 func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.rotate(ctx) })
+	group.Go(func() error { return s.directory.Run(ctx) })
+	return group.Wait()
+}
+
+// rotate replaces the signing key when it is old, until ctx ends. A fault is logged and tried again: the old key serves.
+func (s *Server) rotate(ctx context.Context) error {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
 	for {
@@ -176,6 +202,12 @@ func (s *Server) Issuer() string { return s.issuer }
 
 // Verifier checks this server's tokens in its own process.
 func (s *Server) Verifier() hubtoken.Verifier { return s.verifier }
+
+// Auditor keeps what was changed and what was denied.
+func (s *Server) Auditor() registry.Auditor { return s.directory }
+
+// Quotas tells the orgs' bounds.
+func (s *Server) Quotas() registry.Quotas { return s.directory }
 
 // Directory is the store of accounts, orgs and repositories.
 func (s *Server) Directory() *directory.Store { return s.directory }
