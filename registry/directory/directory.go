@@ -6,12 +6,14 @@
 package directory
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"strings"
 	"time"
@@ -32,6 +34,14 @@ type Config struct {
 	Cost HashCost
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
+	// Quota is of orgs that have none of their own; zero is no bound.
+	Quota registry.Quota
+	// AuditRetention is how long audit entries are kept; 0 is a year.
+	AuditRetention time.Duration
+	// Outbox is given an event for each change of who may what; nil is nobody.
+	Outbox registry.Outbox
+	// Logger is for what goes wrong after a change is made; nil is slog.Default.
+	Logger *slog.Logger
 }
 
 // Store is the directory. Safe for concurrent use, also by several processes on one PostgreSQL database.
@@ -52,6 +62,12 @@ type Store struct {
 	proveKey [32]byte
 	// byName orders names by bytes on either dialect.
 	byName string
+
+	quota          registry.Quota
+	auditRetention time.Duration
+	denials        *denials
+	outbox         registry.Outbox
+	log            *slog.Logger
 }
 
 // Open brings the schema up to date and gives the directory on db. The caller keeps db open, and closes it later.
@@ -65,7 +81,11 @@ func Open(ctx context.Context, db *sqldb.DB, cfg Config) (*Store, error) {
 	if cfg.Cost.Passes == 0 {
 		cfg.Cost.Passes = 2
 	}
-	s := &Store{db: db, cost: cfg.Cost, now: cfg.Now, hashing: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), byName: "name"}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	s := &Store{db: db, cost: cfg.Cost, now: cfg.Now, hashing: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), byName: "name",
+		quota: cfg.Quota, auditRetention: cmp.Or(cfg.AuditRetention, 365*24*time.Hour), outbox: cfg.Outbox, log: cfg.Logger}
 	if db.Dialect == sqldb.Postgres {
 		s.byName = `name COLLATE "C"`
 	}
@@ -83,6 +103,9 @@ func Open(ctx context.Context, db *sqldb.DB, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open directory: %w", err)
 	}
 	if s.throttle, err = newThrottle(cfg.Now); err != nil {
+		return nil, fmt.Errorf("open directory: %w", err)
+	}
+	if s.denials, err = newDenials(cfg.Now); err != nil {
 		return nil, fmt.Errorf("open directory: %w", err)
 	}
 	if _, err := rand.Read(s.proveKey[:]); err != nil {

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
@@ -49,8 +51,12 @@ type Config struct {
 	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
 	Driver     string
 	Parameters map[string]any
-	// Outbox is given every event; see oci.Config.
+	// Outbox is given every event; see oci.Config and directory.Config.
 	Outbox registry.Outbox
+	// Quota is of orgs that have none of their own; zero is no bound.
+	Quota registry.Quota
+	// AuditRetention is how long audit entries are kept; 0 is a year.
+	AuditRetention time.Duration
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -102,7 +108,8 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if s.verifier, err = hubtoken.NewVerifier(hubtoken.Config{KeySet: s.keys, Issuer: s.issuer}); err != nil {
 		return nil, err
 	}
-	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost}); err != nil {
+	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost, Quota: cfg.Quota,
+		AuditRetention: cfg.AuditRetention, Outbox: cfg.Outbox, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
 	if err := s.directory.Bootstrap(ctx, cfg.Bootstrap); err != nil {
@@ -152,8 +159,16 @@ func (s *Server) routes() {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
 
-// Run replaces the signing key when it is old, until ctx ends. A fault is logged and tried again: the old key serves.
+// Run keeps the registry in order until ctx ends: its signing keys, and its directory (see directory.Store.Run).
 func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.rotate(ctx) })
+	group.Go(func() error { return s.directory.Run(ctx) })
+	return group.Wait()
+}
+
+// rotate replaces the signing key when it is old, until ctx ends. A fault is logged and tried again: the old key serves.
+func (s *Server) rotate(ctx context.Context) error {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
 	for {
@@ -176,6 +191,12 @@ func (s *Server) Issuer() string { return s.issuer }
 
 // Verifier checks this server's tokens in its own process.
 func (s *Server) Verifier() hubtoken.Verifier { return s.verifier }
+
+// Auditor keeps what was changed and what was denied.
+func (s *Server) Auditor() registry.Auditor { return s.directory }
+
+// Quotas tells the orgs' bounds.
+func (s *Server) Quotas() registry.Quotas { return s.directory }
 
 // Directory is the store of accounts, orgs and repositories.
 func (s *Server) Directory() *directory.Store { return s.directory }
