@@ -23,14 +23,12 @@ const (
 	MaxOverlap = 30 * 24 * time.Hour
 )
 
-// By is who asks for a change, for the audit log.
-type By struct{ Account, Address string }
-
-func (s *Service) audit(ctx context.Context, by By, org, action, target string, detail map[string]string) error {
+func (s *Service) audit(ctx context.Context, org, action, target string, detail map[string]string) error {
 	if s.cfg.Auditor == nil {
 		return nil
 	}
-	err := s.cfg.Auditor.Audit(ctx, registry.AuditEntry{Time: s.cfg.Now().UTC(), Org: org, Actor: by.Account, Address: by.Address,
+	actor := registry.ActorFrom(ctx)
+	err := s.cfg.Auditor.Audit(ctx, registry.AuditEntry{Time: s.cfg.Now().UTC(), Org: org, Actor: actor.Name, Address: actor.Address,
 		Action: action, Target: target, Detail: detail})
 	if err != nil {
 		return fmt.Errorf("audit %s: %w", action, err)
@@ -129,14 +127,14 @@ func (s *Service) hooks(ctx context.Context, where string, args ...any) ([]*stor
 }
 
 // Create makes a hook and gives it with its secret, which is never shown again. ErrExhausted at MaxHooks.
-func (s *Service) Create(ctx context.Context, by By, org string, spec Spec) (*Hook, string, error) {
+func (s *Service) Create(ctx context.Context, org string, spec Spec) (*Hook, string, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, "", fmt.Errorf("create webhook: %w", err)
 	}
 	now := s.cfg.Now().UTC()
 	h := Hook{ID: id.String(), Org: org, URL: spec.URL, Description: spec.Description, Events: spec.Events, Repositories: spec.Repositories,
-		State: Enabled, CreatedAt: now, CreatedBy: by.Account, UpdatedAt: now, Secrets: []SecretInfo{{CreatedAt: now}}}
+		State: Enabled, CreatedAt: now, CreatedBy: registry.ActorFrom(ctx).Name, UpdatedAt: now, Secrets: []SecretInfo{{CreatedAt: now}}}
 	h.normalize()
 	if err := h.validate(s.cfg.Allow); err != nil {
 		return nil, "", err
@@ -151,7 +149,7 @@ func (s *Service) Create(ctx context.Context, by By, org string, spec Spec) (*Ho
 	if err != nil {
 		return nil, "", fmt.Errorf("create webhook: %w", err)
 	}
-	if err := s.audit(ctx, by, org, "webhook.create", "webhook/"+h.ID, map[string]string{"host": hostOf(h.URL)}); err != nil {
+	if err := s.audit(ctx, org, "webhook.create", "webhook/"+h.ID, map[string]string{"host": hostOf(h.URL)}); err != nil {
 		return nil, "", err
 	}
 	err = s.cfg.DB.InTx(ctx, func(tx *sql.Tx) error {
@@ -173,7 +171,7 @@ func (s *Service) Create(ctx context.Context, by By, org string, spec Spec) (*Ho
 			return problem.New(problem.ErrExhausted, "an organisation may have %d webhooks: delete one first", MaxHooks)
 		}
 		_, err = tx.ExecContext(ctx, s.cfg.DB.Q(`INSERT INTO registry_webhooks (`+hookColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0)`),
-			h.ID, org, h.URL, h.Description, text(h.Events), text(h.Repositories), h.State, "", sealed, unix(now), by.Account, unix(now))
+			h.ID, org, h.URL, h.Description, text(h.Events), text(h.Repositories), h.State, "", sealed, unix(now), registry.ActorFrom(ctx).Name, unix(now))
 		return err
 	})
 	if err != nil {
@@ -209,7 +207,7 @@ func hostOf(text string) string {
 }
 
 // Update changes a hook. Enabling one that is disabled starts it afresh; what waits for it is sent.
-func (s *Service) Update(ctx context.Context, by By, org, id string, c Change) (*Hook, error) {
+func (s *Service) Update(ctx context.Context, org, id string, c Change) (*Hook, error) {
 	h, err := s.hook(ctx, org, id)
 	if err != nil {
 		return nil, err
@@ -238,7 +236,7 @@ func (s *Service) Update(ctx context.Context, by By, org, id string, c Change) (
 	if err := h.validate(s.cfg.Allow); err != nil {
 		return nil, err
 	}
-	if err := s.audit(ctx, by, org, "webhook.change", "webhook/"+id, detail); err != nil {
+	if err := s.audit(ctx, org, "webhook.change", "webhook/"+id, detail); err != nil {
 		return nil, err
 	}
 	h.UpdatedAt, h.FailingSince = s.cfg.Now().UTC(), failing
@@ -257,11 +255,11 @@ func (s *Service) Update(ctx context.Context, by By, org, id string, c Change) (
 }
 
 // Delete removes a hook with its log; what waits for it is not sent.
-func (s *Service) Delete(ctx context.Context, by By, org, id string) error {
+func (s *Service) Delete(ctx context.Context, org, id string) error {
 	if _, err := s.hook(ctx, org, id); err != nil {
 		return err
 	}
-	if err := s.audit(ctx, by, org, "webhook.delete", "webhook/"+id, nil); err != nil {
+	if err := s.audit(ctx, org, "webhook.delete", "webhook/"+id, nil); err != nil {
 		return err
 	}
 	res, err := s.cfg.DB.ExecContext(ctx, s.cfg.DB.Q(`DELETE FROM registry_webhooks WHERE org = ? AND id = ?`), org, id)
@@ -285,7 +283,7 @@ func oneRow(res sql.Result, err error, org, id string) error {
 
 // Rotate gives a hook a new secret: text, or one made up when "". Those before it go on signing for overlap, at most
 // MaxOverlap; with 0 they end at once. It gives the new secret, which is never shown again.
-func (s *Service) Rotate(ctx context.Context, by By, org, id, given string, overlap time.Duration) (*Hook, string, error) {
+func (s *Service) Rotate(ctx context.Context, org, id, given string, overlap time.Duration) (*Hook, string, error) {
 	if overlap < 0 || overlap > MaxOverlap {
 		return nil, "", problem.Invalid("overlap", "must be from 0s to 720h", overlap)
 	}
@@ -298,7 +296,7 @@ func (s *Service) Rotate(ctx context.Context, by By, org, id, given string, over
 	if _, err := s.hook(ctx, org, id); err != nil {
 		return nil, "", err
 	}
-	if err := s.audit(ctx, by, org, "webhook.rotate", "webhook/"+id, map[string]string{"overlap": overlap.String()}); err != nil {
+	if err := s.audit(ctx, org, "webhook.rotate", "webhook/"+id, map[string]string{"overlap": overlap.String()}); err != nil {
 		return nil, "", err
 	}
 	err = s.cfg.DB.InTx(ctx, func(tx *sql.Tx) error {

@@ -171,11 +171,11 @@ func noDelivery(id, event string) error {
 
 // Redeliver sends a delivery again now, also one that was taken, with the same id and body and a new signature; the
 // tries start anew. It is sent even when the hook is paused or disabled.
-func (s *Service) Redeliver(ctx context.Context, by By, org, id, event string) (*DeliveryDetail, error) {
+func (s *Service) Redeliver(ctx context.Context, org, id, event string) (*DeliveryDetail, error) {
 	if _, err := s.hook(ctx, org, id); err != nil {
 		return nil, err
 	}
-	if err := s.audit(ctx, by, org, "webhook.redeliver", "webhook/"+id, map[string]string{"event": cut(event, maxKept)}); err != nil {
+	if err := s.audit(ctx, org, "webhook.redeliver", "webhook/"+id, map[string]string{"event": cut(event, maxKept)}); err != nil {
 		return nil, err
 	}
 	res, err := s.cfg.DB.ExecContext(ctx, s.cfg.DB.Q(`UPDATE registry_webhook_deliveries SET state = ?, forced = 1, tries = 0, next = ?, finished = 0
@@ -194,7 +194,7 @@ func (s *Service) Redeliver(ctx context.Context, by By, org, id, event string) (
 
 // Ping queues a test event for one hook, whatever it is sent otherwise, and gives its delivery. It is sent even when
 // the hook is paused or disabled.
-func (s *Service) Ping(ctx context.Context, by By, org, id string) (*DeliveryDetail, error) {
+func (s *Service) Ping(ctx context.Context, org, id string) (*DeliveryDetail, error) {
 	if _, err := s.hook(ctx, org, id); err != nil {
 		return nil, err
 	}
@@ -202,7 +202,7 @@ func (s *Service) Ping(ctx context.Context, by By, org, id string) (*DeliveryDet
 	if err != nil {
 		return nil, err
 	}
-	e.Actor = by.Account
+	e.Actor = registry.ActorFrom(ctx).Name
 	body, err := json.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("ping: %w", err)

@@ -315,5 +315,5 @@ func (s *Service) disable(ctx context.Context, h *stored, why string) error {
 	}
 	s.poke()
 	s.cfg.Logger.WarnContext(ctx, "webhook disabled", "org", h.Org, "webhook", h.ID, "host", hostOf(h.URL), "reason", why)
-	return s.audit(ctx, By{}, h.Org, "webhook.disable", "webhook/"+h.ID, map[string]string{"reason": cut(why, maxKept)})
+	return s.audit(ctx, h.Org, "webhook.disable", "webhook/"+h.ID, map[string]string{"reason": cut(why, maxKept)})
 }

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -170,11 +171,14 @@ func (r *receiver) none(t testing.TB) {
 	}
 }
 
-var root = By{Account: "root", Address: "192.0.2.1"}
+// asRoot is a context in which root acts.
+func asRoot(t testing.TB) context.Context {
+	return registry.WithActor(t.Context(), registry.Actor{Name: "root", Address: "192.0.2.1"})
+}
 
 func mustCreate(t testing.TB, s *Service, org string, spec Spec) (*Hook, string) {
 	t.Helper()
-	h, secret, err := s.Create(t.Context(), root, org, spec)
+	h, secret, err := s.Create(asRoot(t), org, spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -251,7 +255,7 @@ func TestDeliver(t *testing.T) {
 			return nil
 		})
 		// Again, by hand: the same id and body.
-		if _, err := s.Redeliver(t.Context(), root, "acme", h.ID, "e1"); err != nil {
+		if _, err := s.Redeliver(asRoot(t), "acme", h.ID, "e1"); err != nil {
 			t.Fatal(err)
 		}
 		c = all.next(t)
@@ -270,15 +274,15 @@ func TestDeliver(t *testing.T) {
 		}
 		// The log is of the org alone.
 		for _, err := range []error{
-			second(s.Delivery(t.Context(), "beta", h.ID, "e1")), second(s.Redeliver(t.Context(), root, "beta", h.ID, "e1")),
-			second(s.Ping(t.Context(), root, "beta", h.ID)), s.Delete(t.Context(), root, "beta", h.ID), second(s.Hook(t.Context(), "beta", h.ID)),
-			second(s.Redeliver(t.Context(), root, "acme", h.ID, "nothere")),
+			second(s.Delivery(t.Context(), "beta", h.ID, "e1")), second(s.Redeliver(asRoot(t), "beta", h.ID, "e1")),
+			second(s.Ping(asRoot(t), "beta", h.ID)), s.Delete(asRoot(t), "beta", h.ID), second(s.Hook(t.Context(), "beta", h.ID)),
+			second(s.Redeliver(asRoot(t), "acme", h.ID, "nothere")),
 		} {
 			if !errors.Is(err, problem.ErrNotFound) {
 				t.Errorf("%v", err)
 			}
 		}
-		if err := s.Delete(t.Context(), root, "acme", h.ID); err != nil {
+		if err := s.Delete(asRoot(t), "acme", h.ID); err != nil {
 			t.Error(err)
 		}
 		var n int
@@ -308,7 +312,7 @@ func TestRotate(t *testing.T) {
 	s := newService(t, sqlite(t), func(c *Config) { c.Now = clock })
 	r := newReceiver(t, nil)
 	h, old := mustCreate(t, s, "acme", Spec{URL: r.URL})
-	_, young, err := s.Rotate(t.Context(), root, "acme", h.ID, "", time.Minute)
+	_, young, err := s.Rotate(asRoot(t), "acme", h.ID, "", time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -335,15 +339,15 @@ func TestRotate(t *testing.T) {
 		t.Errorf("%+v %v", got, err)
 	}
 	// One that the receiver chose, and the one before ends at once.
-	if _, chosen, err := s.Rotate(t.Context(), root, "acme", h.ID, young, 0); err != nil || chosen != young {
+	if _, chosen, err := s.Rotate(asRoot(t), "acme", h.ID, young, 0); err != nil || chosen != young {
 		t.Errorf("%v", err)
 	}
 	for _, bad := range []string{"x", "whsec_", "whsec_AAAA", "whsec_%%%"} {
-		if _, _, err := s.Rotate(t.Context(), root, "acme", h.ID, bad, 0); !errors.Is(err, problem.ErrInvalid) {
+		if _, _, err := s.Rotate(asRoot(t), "acme", h.ID, bad, 0); !errors.Is(err, problem.ErrInvalid) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
-	if _, _, err := s.Rotate(t.Context(), root, "acme", h.ID, "", 365*24*time.Hour); !errors.Is(err, problem.ErrInvalid) {
+	if _, _, err := s.Rotate(asRoot(t), "acme", h.ID, "", 365*24*time.Hour); !errors.Is(err, problem.ErrInvalid) {
 		t.Error(err)
 	}
 }
@@ -373,19 +377,19 @@ func TestValidate(t *testing.T) {
 		{Spec{URL: "https://hooks.example", Description: "two\nlines"}, "description"},
 		{Spec{URL: "https://hooks.example", Secret: "whsec_x"}, "secret"},
 	} {
-		_, _, err := s.Create(t.Context(), root, "acme", tt.spec)
+		_, _, err := s.Create(asRoot(t), "acme", tt.spec)
 		var p *problem.Error
 		if !errors.As(err, &p) || p.Field != tt.field || !errors.Is(err, problem.ErrInvalid) {
 			t.Errorf("%+v: %v, want %s", tt.spec, err, tt.field)
 		}
 	}
-	if _, _, err := s.Create(t.Context(), root, "nothere", Spec{URL: "https://hooks.example"}); !errors.Is(err, problem.ErrNotFound) {
+	if _, _, err := s.Create(asRoot(t), "nothere", Spec{URL: "https://hooks.example"}); !errors.Is(err, problem.ErrNotFound) {
 		t.Error(err)
 	}
 	for range MaxHooks {
 		mustCreate(t, s, "acme", Spec{URL: "https://hooks.example"})
 	}
-	if _, _, err := s.Create(t.Context(), root, "acme", Spec{URL: "https://hooks.example"}); !errors.Is(err, problem.ErrExhausted) {
+	if _, _, err := s.Create(asRoot(t), "acme", Spec{URL: "https://hooks.example"}); !errors.Is(err, problem.ErrExhausted) {
 		t.Error(err)
 	}
 }
@@ -423,4 +427,56 @@ func FuzzPattern(f *testing.F) {
 		}
 		matches(pattern, name)
 	})
+}
+
+type auditFunc func(context.Context, registry.AuditEntry) error
+
+func (f auditFunc) Audit(ctx context.Context, e registry.AuditEntry) error { return f(ctx, e) }
+
+// Every change is in the audit log; one that cannot be kept there is not made.
+func TestAudit(t *testing.T) {
+	var log []registry.AuditEntry
+	var fault error
+	s := newService(t, sqlite(t), func(c *Config) {
+		c.Auditor = auditFunc(func(_ context.Context, e registry.AuditEntry) error {
+			if fault == nil {
+				log = append(log, e)
+			}
+			return fault
+		})
+	})
+	h, _ := mustCreate(t, s, "acme", Spec{URL: "https://hooks.example/in?key=private"})
+	paused := Paused
+	_, err1 := s.Update(asRoot(t), "acme", h.ID, Change{State: &paused})
+	_, _, err2 := s.Rotate(asRoot(t), "acme", h.ID, "", 0)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	fault = errors.New("the disk is full")
+	if _, _, err := s.Create(asRoot(t), "acme", Spec{URL: "https://hooks.example"}); !errors.Is(err, fault) {
+		t.Error(err)
+	}
+	if err := s.Delete(asRoot(t), "acme", h.ID); !errors.Is(err, fault) {
+		t.Error(err)
+	}
+	if all, err := s.Hooks(t.Context(), "acme"); err != nil || len(all) != 1 || all[0].State != Paused || all[0].CreatedBy != "root" {
+		t.Errorf("%+v %v", all, err)
+	}
+	fault = nil
+	if err := s.Delete(asRoot(t), "acme", h.ID); err != nil {
+		t.Fatal(err)
+	}
+	var actions []string
+	for _, e := range log {
+		actions = append(actions, e.Action)
+		if e.Org != "acme" || e.Actor != "root" || e.Address != "192.0.2.1" || e.Target != "webhook/"+h.ID {
+			t.Errorf("%+v", e)
+		}
+		if b, err := json.Marshal(e); err != nil || bytes.Contains(b, []byte("private")) {
+			t.Errorf("%s %v", b, err)
+		}
+	}
+	if got := fmt.Sprint(actions); got != "[webhook.create webhook.change webhook.rotate webhook.delete]" {
+		t.Error(got)
+	}
 }
