@@ -26,6 +26,7 @@ import (
 	"cumulet.io/registry/hubtoken"
 	"cumulet.io/registry/oci"
 	"cumulet.io/registry/token"
+	"cumulet.io/registry/webhook"
 )
 
 // Config is for New. DB, Dir and PublicURL are required.
@@ -52,8 +53,10 @@ type Config struct {
 	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
 	Driver     string
 	Parameters map[string]any
-	// Outbox is given every event; see oci.Config and directory.Config.
+	// Outbox is given every event besides the webhooks; nil is nobody.
 	Outbox registry.Outbox
+	// WebhookNetworks are networks that webhooks may call besides the public Internet.
+	WebhookNetworks []netip.Prefix
 	// Quota is of orgs that have none of their own; zero is no bound.
 	Quota registry.Quota
 	// AuditRetention is how long audit entries are kept; 0 is a year.
@@ -74,6 +77,7 @@ type Server struct {
 	directory *directory.Store
 	tokens    *token.Service
 	images    *oci.Registry
+	webhooks  *webhook.Service
 	mux       *http.ServeMux
 }
 
@@ -112,10 +116,20 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if s.verifier, err = hubtoken.NewVerifier(hubtoken.Config{KeySet: s.keys, Issuer: s.issuer}); err != nil {
 		return nil, err
 	}
+	outbox := &lateOutbox{}
 	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost, Quota: cfg.Quota,
-		AuditRetention: cfg.AuditRetention, Outbox: cfg.Outbox, Logger: cfg.Logger}); err != nil {
+		AuditRetention: cfg.AuditRetention, Outbox: outbox, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
+	s.webhooks, err = webhook.New(ctx, webhook.Config{DB: cfg.DB, KeyFile: filepath.Join(cfg.Dir, "keys", "webhook-secrets"), PublicURL: base,
+		Allow: cfg.WebhookNetworks, Auditor: s.directory, Logger: cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Outbox != nil {
+		outbox.outboxes = append(outbox.outboxes, cfg.Outbox)
+	}
+	outbox.outboxes = append(outbox.outboxes, s.webhooks)
 	if err := s.directory.Bootstrap(ctx, cfg.Bootstrap); err != nil {
 		return nil, err
 	}
@@ -131,7 +145,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s.images, err = oci.New(oci.Config{Directory: s.directory, Verifier: s.verifier, Realm: base + "/token", Service: public.Host,
 		Driver: cfg.Driver, Parameters: parameters, SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"),
-		Outbox: cfg.Outbox, Logger: cfg.Logger})
+		Outbox: outbox, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -153,6 +167,7 @@ func (s *Server) routes() {
 	v1.HandleFunc("GET /v1/repositories/{org}/{repository...}", s.getRepository)
 	v1.HandleFunc("PATCH /v1/repositories/{org}/{repository...}", s.patchRepository)
 	s.peopleRoutes(v1)
+	s.webhookRoutes(v1)
 	v1.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		problem.Write(w, problem.New(problem.ErrNotFound, "the registry has no such address"))
 	})
@@ -170,11 +185,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r.WithContext(registry.WithActor(r.Context(), actor)))
 }
 
-// Run keeps the registry in order until ctx ends: its signing keys, and its directory (see directory.Store.Run).
+// Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), and its
+// webhooks, which it sends.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.rotate(ctx) })
 	group.Go(func() error { return s.directory.Run(ctx) })
+	group.Go(func() error { return s.webhooks.Run(ctx) })
 	return group.Wait()
 }
 
@@ -202,6 +219,9 @@ func (s *Server) Issuer() string { return s.issuer }
 
 // Verifier checks this server's tokens in its own process.
 func (s *Server) Verifier() hubtoken.Verifier { return s.verifier }
+
+// Webhooks sends events to where the orgs' admins want them.
+func (s *Server) Webhooks() *webhook.Service { return s.webhooks }
 
 // Auditor keeps what was changed and what was denied.
 func (s *Server) Auditor() registry.Auditor { return s.directory }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -73,6 +74,28 @@ type Registry struct {
 	AdminOrg  string `yaml:"adminOrg"`
 	// TokenTTL is how long a hubtoken lives.
 	TokenTTL time.Duration `yaml:"tokenTTL"`
+	// Webhooks is how events are sent.
+	Webhooks Webhooks `yaml:"webhooks"`
+}
+
+// Webhooks is what the orgs' webhooks may do.
+type Webhooks struct {
+	// AllowNetworks are networks in CIDR notation that webhooks may call besides the public Internet: private and
+	// loopback ones are refused otherwise.
+	AllowNetworks []string `yaml:"allowNetworks"`
+}
+
+// Networks gives AllowNetworks parsed.
+func (w Webhooks) Networks() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, text := range w.AllowNetworks {
+		p, err := netip.ParsePrefix(text)
+		if err != nil || p != p.Masked() {
+			return nil, fmt.Errorf("must be networks as 10.0.0.0/8, not %q", text)
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 // Control is the container instance service with its engine.
@@ -295,6 +318,9 @@ func (c *Config) check() error {
 	}
 	if _, _, err := net.ParseCIDR(c.Control.CRI.Subnet); err != nil {
 		bad("control.cri.subnet", "must be a CIDR as 10.98.0.0/20, not %q", c.Control.CRI.Subnet)
+	}
+	if _, err := c.Registry.Webhooks.Networks(); err != nil {
+		bad("registry.webhooks.allowNetworks", "%v", err)
 	}
 	if c.Control.Engine != "cri" && c.Control.Engine != "memory" {
 		bad("control.engine", "must be cri or memory, not %q", c.Control.Engine)
