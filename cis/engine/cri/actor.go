@@ -222,7 +222,7 @@ func (a *actor) load() {
 	if rec.StartedAt.IsZero() {
 		rec.StartedAt = a.in.Status.StartedAt
 	}
-	if rec.Class == "" {
+	if rec.Class == "" && a.in.Status.Runtime != "" {
 		rec.Class, rec.Handler = a.in.Status.SandboxClass, a.in.Status.Runtime
 	}
 	if rec.Containers == nil {
@@ -388,6 +388,9 @@ func (a *actor) advance() {
 // choose picks the runtime of the sandbox class; false ends the instance as rejected.
 func (a *actor) choose() bool {
 	class := a.spec.Sandbox
+	if class == "" {
+		class = a.in.Status.SandboxClass // as admitted: what was promised then holds, whatever the host has now
+	}
 	if class == "" {
 		class = a.e.cfg.Default
 	}

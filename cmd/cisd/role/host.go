@@ -12,6 +12,7 @@ import (
 
 	"cumulet.io/billing"
 	"cumulet.io/billing/meter"
+	"cumulet.io/cis"
 	"cumulet.io/cis/engine"
 	"cumulet.io/cis/engine/cri"
 	"cumulet.io/cis/engine/cri/containerd"
@@ -33,6 +34,15 @@ func binDirs(c config.CRI) []string {
 
 func report(ctx context.Context, c config.CRI) sandbox.Report {
 	return sandbox.Host(ctx, sandbox.Options{BinDirs: binDirs(c), KataConfig: c.KataConfig, AllowRuncDefault: c.AllowRuncDefault})
+}
+
+// sandboxPolicy is the configured least isolation.
+func sandboxPolicy(c config.Sandbox) sandbox.Policy {
+	p := sandbox.Policy{Minimum: cis.SandboxClass(c.Minimum), Orgs: map[string]cis.SandboxClass{}}
+	for org, class := range c.Orgs {
+		p.Orgs[org] = cis.SandboxClass(class)
+	}
+	return p
 }
 
 // HostCheck prints which sandbox classes this machine can run, and how to mend the others.
