@@ -16,6 +16,7 @@ import (
 
 	"cumulet.io/billing"
 	"cumulet.io/cis"
+	"cumulet.io/cis/engine/cri/capture"
 )
 
 // mailbox is an actor's inbox: functions to run in its goroutine. What posts to it is bounded in number (operations,
@@ -106,7 +107,9 @@ type container struct {
 	kind kind
 	rec  *containerRecord
 
-	busy      bool   // an operation of it is under way
+	busy      bool // an operation of it is under way
+	closing   bool // that operation is over's: the run has ended, its output is being copied
+	out       *capture.Copier
 	id        string // CRI id of the last attempt, "" when none is in the sandbox
 	running   bool
 	startedAt time.Time
@@ -153,8 +156,13 @@ func (a *actor) run(ctx context.Context) bool {
 		defer a.ops.Done()
 		a.rep.run(ctx)
 	}()
-	defer a.ops.Wait()
-	defer cancel()
+	defer func() {
+		cancel()
+		a.ops.Wait()
+		for _, out := range a.outputs() {
+			out.Close() //nolint:errcheck,gosec // what is not copied stays for the next start
+		}
+	}()
 
 	a.load()
 	timer := time.NewTimer(time.Hour)
