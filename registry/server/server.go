@@ -16,11 +16,14 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
 	"cumulet.io/registry/hubtoken"
+	"cumulet.io/registry/index"
 	"cumulet.io/registry/oci"
 	"cumulet.io/registry/token"
 )
@@ -49,8 +52,14 @@ type Config struct {
 	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
 	Driver     string
 	Parameters map[string]any
-	// Outbox is given every event; see oci.Config.
-	Outbox registry.Outbox
+	// Outbox is given every event, Auditor what changed and what was denied, Quotas bounds the orgs, Blobs serves blobs;
+	// see oci.Config.
+	Outbox  registry.Outbox
+	Auditor registry.Auditor
+	Quotas  registry.Quotas
+	Blobs   oci.BlobServer
+	// Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
+	Patience time.Duration
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -63,6 +72,7 @@ type Server struct {
 	verifier  hubtoken.Verifier
 	directory *directory.Store
 	tokens    *token.Service
+	index     *index.Store
 	images    *oci.Registry
 	mux       *http.ServeMux
 }
@@ -118,9 +128,12 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Driver == "" && parameters == nil {
 		parameters = map[string]any{"rootdirectory": filepath.Join(cfg.Dir, "blobs")}
 	}
-	s.images, err = oci.New(oci.Config{Directory: s.directory, Verifier: s.verifier, Realm: base + "/token", Service: public.Host,
-		Driver: cfg.Driver, Parameters: parameters, SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"),
-		Outbox: cfg.Outbox, Logger: cfg.Logger})
+	if s.index, err = index.Open(ctx, cfg.DB, index.Config{}); err != nil {
+		return nil, err
+	}
+	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: cfg.Quotas, Auditor: cfg.Auditor,
+		Blobs: cfg.Blobs, Patience: cfg.Patience, Realm: base + "/token", Service: public.Host, Driver: cfg.Driver, Parameters: parameters,
+		SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"), Outbox: cfg.Outbox, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -152,8 +165,16 @@ func (s *Server) routes() {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
 
-// Run replaces the signing key when it is old, until ctx ends. A fault is logged and tried again: the old key serves.
+// Run replaces the signing key when it is old, and does the image registry's background work, until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.rotate(ctx) })
+	group.Go(func() error { return s.images.Run(ctx) })
+	return group.Wait()
+}
+
+// rotate replaces the signing key when it is old. A fault is logged and tried again: the old key serves.
+func (s *Server) rotate(ctx context.Context) error {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
 	for {
@@ -179,6 +200,12 @@ func (s *Server) Verifier() hubtoken.Verifier { return s.verifier }
 
 // Directory is the store of accounts, orgs and repositories.
 func (s *Server) Directory() *directory.Store { return s.directory }
+
+// Index is what the registry holds, as rows; its Live tells garbage collection what is needed.
+func (s *Server) Index() *index.Store { return s.index }
+
+// Images is the image registry.
+func (s *Server) Images() *oci.Registry { return s.images }
 
 // Tokens is the token service; its Delegate makes credentials for pulling an instance's images.
 func (s *Server) Tokens() *token.Service { return s.tokens }
