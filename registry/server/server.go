@@ -24,6 +24,7 @@ import (
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
 	"cumulet.io/registry/hubtoken"
+	"cumulet.io/registry/index"
 	"cumulet.io/registry/oci"
 	"cumulet.io/registry/token"
 	"cumulet.io/registry/webhook"
@@ -64,6 +65,10 @@ type Config struct {
 	// TrustedProxies are the networks of proxies whose X-Forwarded-For tells a client's address, for the throttle of
 	// guesses and the audit log.
 	TrustedProxies []netip.Prefix
+	// Blobs serves blobs; nil is the core. See oci.Config.
+	Blobs oci.BlobServer
+	// Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
+	Patience time.Duration
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -76,6 +81,7 @@ type Server struct {
 	verifier  hubtoken.Verifier
 	directory *directory.Store
 	tokens    *token.Service
+	index     *index.Store
 	images    *oci.Registry
 	webhooks  *webhook.Service
 	mux       *http.ServeMux
@@ -143,9 +149,12 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Driver == "" && parameters == nil {
 		parameters = map[string]any{"rootdirectory": filepath.Join(cfg.Dir, "blobs")}
 	}
-	s.images, err = oci.New(oci.Config{Directory: s.directory, Verifier: s.verifier, Realm: base + "/token", Service: public.Host,
-		Driver: cfg.Driver, Parameters: parameters, SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"),
-		Outbox: outbox, Logger: cfg.Logger})
+	if s.index, err = index.Open(ctx, cfg.DB, index.Config{}); err != nil {
+		return nil, err
+	}
+	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: s.directory, Auditor: s.directory,
+		Blobs: cfg.Blobs, Patience: cfg.Patience, Realm: base + "/token", Service: public.Host, Driver: cfg.Driver, Parameters: parameters,
+		SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"), Outbox: outbox, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -185,12 +194,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r.WithContext(registry.WithActor(r.Context(), actor)))
 }
 
-// Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), and its
-// webhooks, which it sends.
+// Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), its
+// images (see oci.Registry.Run), and its webhooks, which it sends.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.rotate(ctx) })
 	group.Go(func() error { return s.directory.Run(ctx) })
+	group.Go(func() error { return s.images.Run(ctx) })
 	group.Go(func() error { return s.webhooks.Run(ctx) })
 	return group.Wait()
 }
@@ -231,6 +241,12 @@ func (s *Server) Quotas() registry.Quotas { return s.directory }
 
 // Directory is the store of accounts, orgs and repositories.
 func (s *Server) Directory() *directory.Store { return s.directory }
+
+// Index is what the registry holds, as rows; its Live tells garbage collection what is needed.
+func (s *Server) Index() *index.Store { return s.index }
+
+// Images is the image registry.
+func (s *Server) Images() *oci.Registry { return s.images }
 
 // Tokens is the token service; its Delegate makes credentials for pulling an instance's images.
 func (s *Server) Tokens() *token.Service { return s.tokens }
