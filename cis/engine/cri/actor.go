@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cumulet.io/billing"
 	"cumulet.io/cis"
 	"cumulet.io/cis/engine/cri/capture"
 )
@@ -229,7 +230,7 @@ func (a *actor) load() {
 	if rec.StartedAt.IsZero() {
 		rec.StartedAt = a.in.Status.StartedAt
 	}
-	if rec.Class == "" {
+	if rec.Class == "" && a.in.Status.Runtime != "" {
 		rec.Class, rec.Handler = a.in.Status.SandboxClass, a.in.Status.Runtime
 	}
 	if rec.Containers == nil {
@@ -396,6 +397,9 @@ func (a *actor) advance() {
 func (a *actor) choose() bool {
 	class := a.spec.Sandbox
 	if class == "" {
+		class = a.in.Status.SandboxClass // as admitted: what was promised then holds, whatever the host has now
+	}
+	if class == "" {
 		class = a.e.cfg.Default
 	}
 	for _, c := range classOrder() {
@@ -446,8 +450,8 @@ func (a *actor) startMeter() bool {
 	return false
 }
 
-func (a *actor) subject() Subject {
-	return Subject{Org: a.org, Instance: a.id, Name: a.spec.Name, Region: a.e.cfg.Region, Node: a.e.cfg.Node,
+func (a *actor) subject() billing.Subject {
+	return billing.Subject{Org: a.org, Instance: a.id, Name: a.spec.Name, Region: a.e.cfg.Region, Node: a.e.cfg.Node,
 		SandboxClass: string(a.rec.Class), Incarnation: a.rec.Incarnation, Size: a.rec.Size}
 }
 

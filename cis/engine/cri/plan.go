@@ -36,8 +36,8 @@ func (a *actor) containerConfig(c *container, attempt int, img imageInfo) (*plan
 	return &plan{spec: c.spec, config: &rt.ContainerConfig{
 		Metadata:   &rt.ContainerMetadata{Name: c.spec.Name, Attempt: uint32(attempt)},
 		Image:      &rt.ImageSpec{Image: img.id, UserSpecifiedImage: c.spec.Image},
-		Command:    expandAll(c.spec.Command, known),
-		Args:       expandAll(c.spec.Args, known),
+		Command:    cis.ExpandAll(c.spec.Command, known),
+		Args:       cis.ExpandAll(c.spec.Args, known),
 		WorkingDir: c.spec.WorkingDir,
 		Envs:       envs,
 		Labels: map[string]string{labelInstance: a.id, labelOrg: a.org, labelNode: a.e.cfg.Node,
