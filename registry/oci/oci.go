@@ -126,7 +126,9 @@ func (r *Registry) configuration(secret string) *configuration.Configuration {
 		r.cfg.Driver: parameters,
 		"delete":     {"enabled": true},
 		"redirect":   {"disable": true},
-		"cache":      {"blobdescriptor": "inmemory"},
+		// No cache of blob descriptors: what was collected, or deleted by another node, must not be found any more, and
+		// each look renews a lease. Abandoned uploads are the storage's to remove.
+		"maintenance": {"uploadpurging": map[any]any{"enabled": false}},
 	}
 	c.Auth = configuration.Auth{extension: {optionRegistry: r}}
 	c.Middleware = map[string][]configuration.Middleware{

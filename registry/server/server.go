@@ -16,10 +16,14 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
+	"cumulet.io/registry/gos"
+	"cumulet.io/registry/gos/driver"
 	"cumulet.io/registry/hubtoken"
 	"cumulet.io/registry/oci"
 	"cumulet.io/registry/token"
@@ -29,7 +33,7 @@ import (
 type Config struct {
 	// DB keeps the directory. It stays the caller's to close.
 	DB *sqldb.DB
-	// Dir keeps token keys and the upload secret, and blobs unless Driver says otherwise.
+	// Dir keeps token keys and the upload secret, and blobs unless Storage says otherwise.
 	Dir string
 	// PublicURL is how clients reach this server, such as https://hub.example: without path.
 	PublicURL string
@@ -46,9 +50,9 @@ type Config struct {
 	Bootstrap directory.Bootstrap
 	// HashCost is for passwords; zero is right for production.
 	HashCost directory.HashCost
-	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
-	Driver     string
-	Parameters map[string]any
+	// Storage is where blobs are kept. Without stores it is one region with a directory under Dir, and without a tracker
+	// that is in DB. Its References and Logger are the server's to set.
+	Storage gos.Config
 	// Outbox is given every event; see oci.Config.
 	Outbox registry.Outbox
 	// Logger is for what goes wrong; nil is slog.Default.
@@ -63,6 +67,7 @@ type Server struct {
 	verifier  hubtoken.Verifier
 	directory *directory.Store
 	tokens    *token.Service
+	storage   *gos.Region
 	images    *oci.Registry
 	mux       *http.ServeMux
 }
@@ -114,15 +119,15 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	parameters := cfg.Parameters
-	if cfg.Driver == "" && parameters == nil {
-		parameters = map[string]any{"rootdirectory": filepath.Join(cfg.Dir, "blobs")}
-	}
-	s.images, err = oci.New(oci.Config{Directory: s.directory, Verifier: s.verifier, Realm: base + "/token", Service: public.Host,
-		Driver: cfg.Driver, Parameters: parameters, SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"),
-		Outbox: cfg.Outbox, Logger: cfg.Logger})
-	if err != nil {
+	if s.storage, err = openStorage(ctx, cfg); err != nil {
 		return nil, err
+	}
+	driver.Register()
+	s.images, err = oci.New(oci.Config{Directory: s.directory, Verifier: s.verifier, Realm: base + "/token", Service: public.Host,
+		Driver: driver.Name, Parameters: map[string]any{driver.ParameterRegion: s.storage},
+		SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"), Outbox: cfg.Outbox, Logger: cfg.Logger})
+	if err != nil {
+		return nil, errors.Join(err, s.storage.Close())
 	}
 	s.routes()
 	return s, nil
@@ -130,7 +135,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 
 func (s *Server) routes() {
 	s.mux = http.NewServeMux()
-	s.mux.Handle("/v2/", s.images)
+	s.mux.Handle("/v2/", gos.Unavailable(s.images))
 	s.tokens.Register(s.mux)
 	s.mux.HandleFunc("GET /.well-known/jwks.json", s.jwks)
 	s.mux.HandleFunc("GET /v1/openapi/registry.yaml", func(w http.ResponseWriter, _ *http.Request) {
@@ -152,8 +157,16 @@ func (s *Server) routes() {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
 
-// Run replaces the signing key when it is old, until ctx ends. A fault is logged and tried again: the old key serves.
+// Run replaces the signing key when it is old and keeps the storage, until ctx ends. A fault is logged and tried again:
+// the old key serves.
 func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.storage.Run(ctx) })
+	group.Go(func() error { return s.rotate(ctx) })
+	return group.Wait()
+}
+
+func (s *Server) rotate(ctx context.Context) error {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
 	for {
@@ -169,7 +182,10 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // Close ends background work. The database stays open.
-func (s *Server) Close() error { return s.images.Close() }
+func (s *Server) Close() error { return errors.Join(s.images.Close(), s.storage.Close()) }
+
+// Storage is where the registry's content is.
+func (s *Server) Storage() *gos.Region { return s.storage }
 
 // Issuer is the iss of this server's tokens.
 func (s *Server) Issuer() string { return s.issuer }
@@ -186,8 +202,11 @@ func (s *Server) Tokens() *token.Service { return s.tokens }
 // RotateKeys replaces the signing key now. Live tokens stay valid until they expire.
 func (s *Server) RotateKeys() error { return s.keys.Rotate() }
 
-// Check tells whether the registry can serve: its database answers.
+// Check tells whether the registry can serve: its database and the storage's tracker answer.
 func (s *Server) Check(ctx context.Context) error {
+	if err := s.storage.Check(ctx); err != nil {
+		return err
+	}
 	if err := s.cfg.DB.PingContext(ctx); err != nil {
 		return fmt.Errorf("registry database: %w", err)
 	}

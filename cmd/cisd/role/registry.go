@@ -17,12 +17,16 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
+	storage, err := p.storage(ctx, db, c.Database)
+	if err != nil {
+		return nil, err
+	}
 	file := func(name string) directory.Credential {
 		return directory.Credential{Name: name, PasswordFile: p.cfg.Path("credentials", name)}
 	}
 	reg, err := server.New(ctx, server.Config{
 		DB: db, Dir: p.cfg.Path("registry"), PublicURL: c.URL, Issuer: tokenIssuer, TokenTTL: c.TokenTTL,
-		Driver: "filesystem", Parameters: map[string]any{"rootdirectory": c.BlobDir},
+		Storage: storage,
 		Bootstrap: directory.Bootstrap{
 			Admin: file(c.AdminUser), Org: c.AdminOrg,
 			Services: []directory.ServiceAccount{
@@ -41,7 +45,7 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []part{http, {"keys", reg.Run}}, nil
+	return []part{http, {"upkeep", reg.Run}}, nil
 }
 
 // database opens a role's database; it is closed when everything has stopped.
