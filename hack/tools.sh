@@ -5,8 +5,8 @@
 #
 #   hack/tools.sh              everything
 #   hack/tools.sh NAME...      some of: debian-runtime debian-test containerd
-#                              cni gvisor devcluster filebeat lint images
-#                              debian-kata kata-shim kata
+#                              cni gvisor devcluster filebeat versitygw lint
+#                              images debian-kata kata-shim kata
 #   hack/tools.sh --print-bin  print the directory of the built binaries
 #   hack/tools.sh --print-cache
 #                              print the cache directory
@@ -30,7 +30,7 @@ set -euo pipefail
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$hack")
 cache=${CUMULET_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/cumulet}
-all=(debian-runtime containerd cni gvisor devcluster filebeat debian-test images debian-kata kata-shim kata lint)
+all=(debian-runtime containerd cni gvisor devcluster filebeat versitygw debian-test images debian-kata kata-shim kata lint)
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 die() { printf 'tools.sh: %s\n' "$*" >&2; exit 1; }
@@ -124,6 +124,7 @@ version_of() {
 	gvisor) module=gvisor.dev/gvisor ;;
 	devcluster) module=k8s.io/kubernetes ;;
 	filebeat) module=github.com/elastic/beats/v7 ;;
+	versitygw) module=github.com/versity/versitygw ;;
 	lint) module=github.com/golangci/golangci-lint/v2 ;;
 	kata | kata-shim) module=github.com/kata-containers/kata-containers/src/runtime ;;
 	images) echo v1 && return ;;
@@ -249,6 +250,11 @@ build_kata() {
 	cp "$b/root/boot/vmlinuz-$kernel" "$1/vmlinuz"
 	"$b/mkinitrd" -agent "$b/kata-agent" -modules "$b/root/lib/modules/$kernel" -o "$1/initrd.img"
 	rm -rf "$b"
+}
+
+build_versitygw() {
+	cd "$hack/versitygw"
+	go_build "$1" -ldflags "-s -w" tool
 }
 
 build_lint() {
