@@ -2,6 +2,7 @@ package gos
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -69,12 +70,16 @@ func (s *spool) update(f func()) {
 	s.closeUnused()
 }
 
-func (s *spool) fail(err error) {
-	s.update(func() {
-		if s.err == nil {
-			s.err = err
-		}
-	})
+// failOn makes an error, if it is one, the fate of all readers, and gives it back.
+func (s *spool) failOn(err error) error {
+	if err != nil {
+		s.update(func() {
+			if s.err == nil {
+				s.err = fmt.Errorf("%w: %w", problem.New(problem.ErrUnavailable, "the blob could not be had from another region: try again"), err)
+			}
+		})
+	}
+	return err
 }
 
 func (s *spool) closeUnused() {
@@ -103,6 +108,12 @@ func (s *spool) begun(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+func (s *spool) failed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err != nil
 }
 
 // reader reads from an offset on. It sees no byte of the last withheld ones before all are verified.
@@ -199,7 +210,7 @@ func (r *spoolReader) Close() error {
 func (r *Region) spool(ctx context.Context, b *tracker.Blob) (*spool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s := r.spools[b.Digest]; s != nil {
+	if s := r.spools[b.Digest]; s != nil && !s.failed() {
 		return s, nil
 	}
 	if r.ctx.Err() != nil {
@@ -214,14 +225,16 @@ func (r *Region) spool(ctx context.Context, b *tracker.Blob) (*spool, error) {
 	r.fills.Go(func() {
 		err := r.fill(r.ctx, b, s)
 		r.mu.Lock()
-		delete(r.spools, b.Digest)
+		if r.spools[b.Digest] == s {
+			delete(r.spools, b.Digest)
+		}
 		if r.active[b.Digest]--; r.active[b.Digest] == 0 {
 			delete(r.active, b.Digest)
 		}
 		r.mu.Unlock()
 		if err != nil {
 			r.log.ErrorContext(r.ctx, "a blob could not be had from another region", "digest", b.Digest, "error", err)
-			s.fail(fmt.Errorf("%w: %w", problem.New(problem.ErrUnavailable, "the blob could not be had from another region: try again"), err))
+			_ = s.failOn(err) //nolint:errcheck // it is err
 		}
 		s.update(func() { s.done = true })
 	})
@@ -233,29 +246,31 @@ func (r *Region) fill(ctx context.Context, b *tracker.Blob, s *spool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	name := "fill/" + r.cfg.Name + "/" + b.Digest.String()
-	b, leads, err := r.lead(ctx, name, b)
+	owner := r.node + "/" + rand.Text() // of this fill: one that failed may still be ending
+	b, leads, err := r.lead(ctx, name, owner, b)
 	if err != nil {
 		return err
 	}
 	if leads {
 		var renewing sync.WaitGroup
-		renewing.Go(func() { r.renew(ctx, name) })
+		renewing.Go(func() { r.renew(ctx, name, owner) })
 		defer func() {
 			cancel()
 			renewing.Wait()
 			resign, stop := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
 			defer stop()
-			if err := r.cfg.Tracker.Resign(resign, name, r.node); err != nil {
+			if err := r.cfg.Tracker.Resign(resign, name, owner); err != nil {
 				r.log.WarnContext(ctx, "others wait until the lead is over", "digest", b.Digest, "error", err)
 			}
 		}()
 	}
 	group, gctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return r.fetch(gctx, b, s) })
-	group.Go(func() error { return r.verify(gctx, b, s) })
+	// A fault is told to the readers at once: the storing is one of them.
+	group.Go(func() error { return s.failOn(r.fetch(gctx, b, s)) })
+	group.Go(func() error { return s.failOn(r.verify(gctx, b, s)) })
 	if leads {
 		group.Go(func() error {
-			// Not ended by a fault of the others, which it sees as its reader's.
+			// A fault of the others comes to it through its reader.
 			if err := r.replicate(ctx, b, s); err != nil && ctx.Err() == nil {
 				// Readers have what they came for; the next pull tries again.
 				r.log.WarnContext(ctx, "a blob from another region is not stored", "digest", b.Digest, "error", err)
@@ -268,9 +283,9 @@ func (r *Region) fill(ctx context.Context, b *tracker.Blob, s *spool) error {
 
 // lead waits until this node is the one of its region that brings a blob, or another has brought it: then leads is false,
 // and the blob has an object here.
-func (r *Region) lead(ctx context.Context, name string, b *tracker.Blob) (blob *tracker.Blob, leads bool, err error) {
+func (r *Region) lead(ctx context.Context, name, owner string, b *tracker.Blob) (blob *tracker.Blob, leads bool, err error) {
 	for {
-		if leads, err = r.cfg.Tracker.Lead(ctx, name, r.node, leadTime); err != nil {
+		if leads, err = r.cfg.Tracker.Lead(ctx, name, owner, leadTime); err != nil {
 			return nil, false, err
 		}
 		// Between its caller's look and this one another may have brought it.
@@ -279,7 +294,7 @@ func (r *Region) lead(ctx context.Context, name string, b *tracker.Blob) (blob *
 		}
 		if blob.In(r.cfg.Name) != "" {
 			if leads {
-				err = r.cfg.Tracker.Resign(ctx, name, r.node)
+				err = r.cfg.Tracker.Resign(ctx, name, owner)
 			}
 			return blob, false, err
 		}
@@ -294,7 +309,7 @@ func (r *Region) lead(ctx context.Context, name string, b *tracker.Blob) (blob *
 	}
 }
 
-func (r *Region) renew(ctx context.Context, name string) {
+func (r *Region) renew(ctx context.Context, name, owner string) {
 	tick := time.NewTicker(leadTime / 3)
 	defer tick.Stop()
 	for {
@@ -302,7 +317,7 @@ func (r *Region) renew(ctx context.Context, name string) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if _, err := r.cfg.Tracker.Lead(ctx, name, r.node, leadTime); err != nil && ctx.Err() == nil {
+			if _, err := r.cfg.Tracker.Lead(ctx, name, owner, leadTime); err != nil && ctx.Err() == nil {
 				r.log.WarnContext(ctx, "a lead is not renewed", "lead", name, "error", err)
 			}
 		}

@@ -142,7 +142,7 @@ func (r *Region) sweepAll(ctx context.Context, s *Swept) error {
 		return err
 	}
 	for {
-		n, err := t.PurgeUploads(ctx, time.Now().Add(-r.cfg.UploadAge), sweepBatch)
+		n, err := t.PurgeUploads(ctx, t.Now().Add(-r.cfg.UploadAge), sweepBatch)
 		if err != nil {
 			return err
 		}
@@ -152,7 +152,7 @@ func (r *Region) sweepAll(ctx context.Context, s *Swept) error {
 	}
 	// What was marked before a URL was over, or anyone may have been told that it is there, waits for the next sweep.
 	for {
-		n, err := t.Drop(ctx, time.Now().Add(-r.cfg.PresignTTL-r.cfg.PresignTTL/4), sweepBatch)
+		n, err := t.Drop(ctx, t.Now().Add(-r.cfg.PresignTTL-r.cfg.PresignTTL/4), sweepBatch)
 		if err != nil {
 			return err
 		}
@@ -165,7 +165,7 @@ func (r *Region) sweepAll(ctx context.Context, s *Swept) error {
 		return err
 	}
 	s.Marked = n
-	return t.Forget(ctx, time.Now().Add(-goneAge))
+	return t.Forget(ctx, t.Now().Add(-goneAge))
 }
 
 // sweepLinks removes links of layers that no manifest of their repository needs.

@@ -79,7 +79,7 @@ func (r *Region) Release(ctx context.Context, owner string, d digest.Digest) err
 // putObject stores an object of this region that the tracker knows as intended. After an error it is garbage.
 func (r *Region) putObject(ctx context.Context, src io.Reader, size int64) (tracker.Object, int64, error) {
 	o := tracker.Object{Region: r.cfg.Name, Key: NewKey()}
-	if err := r.cfg.Tracker.Intend(ctx, o, time.Now().Add(writeTime)); err != nil {
+	if err := r.cfg.Tracker.Intend(ctx, o, r.cfg.Tracker.Now().Add(writeTime)); err != nil {
 		note(ctx, err)
 		return o, 0, err
 	}
@@ -173,7 +173,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 // begin starts an object.
 func (w *Writer) begin() error {
 	w.object = tracker.Object{Region: w.r.cfg.Name, Key: NewKey()}
-	if err := w.r.cfg.Tracker.Intend(w.ctx, w.object, time.Now().Add(writeTime)); err != nil {
+	if err := w.r.cfg.Tracker.Intend(w.ctx, w.object, w.r.cfg.Tracker.Now().Add(writeTime)); err != nil {
 		note(w.ctx, err)
 		return err
 	}
@@ -307,7 +307,7 @@ func (w *Writer) whole(ctx context.Context) (tracker.Object, error) {
 		return w.segments[0].Object, nil
 	}
 	o := tracker.Object{Region: w.r.cfg.Name, Key: NewKey()}
-	if err := w.r.cfg.Tracker.Intend(ctx, o, time.Now().Add(writeTime)); err != nil {
+	if err := w.r.cfg.Tracker.Intend(ctx, o, w.r.cfg.Tracker.Now().Add(writeTime)); err != nil {
 		return o, err
 	}
 	n, err := w.compose(ctx, o.Key)

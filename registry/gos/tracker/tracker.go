@@ -70,6 +70,9 @@ func Open(ctx context.Context, db *sqldb.DB, cfg Config) (*Tracker, error) {
 // Lease is the configured lease.
 func (t *Tracker) Lease() time.Duration { return t.lease }
 
+// Now is the tracker's clock, by which leases end.
+func (t *Tracker) Now() time.Time { return t.now() }
+
 // Ping tells whether the tracker answers.
 func (t *Tracker) Ping(ctx context.Context) error {
 	return t.call(ctx, "ping", func(ctx context.Context) error {
