@@ -270,6 +270,7 @@ func (r *Registry) put(ctx context.Context, p *putting, actor string) error {
 		r.noticeRefusal(ctx, org, name, actor, err)
 		return r.coded(ctx, "enter manifest", err, errcode.ErrorCodeDenied)
 	}
+	ctx = context.WithoutCancel(ctx) // it counts: the rest is done whether or not the client waits
 	if err := r.cfg.Directory.Pushed(ctx, name, actor); err != nil {
 		return r.coded(ctx, "record push", err, errcode.ErrorCodeDenied)
 	}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -26,6 +27,7 @@ import (
 	"cumulet.io/registry/index"
 	"cumulet.io/registry/oci"
 	"cumulet.io/registry/token"
+	"cumulet.io/registry/webhook"
 )
 
 // Config is for New. DB, Dir and PublicURL are required.
@@ -52,13 +54,19 @@ type Config struct {
 	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
 	Driver     string
 	Parameters map[string]any
-	// Outbox is given every event, Auditor what changed and what was denied, Quotas bounds the orgs, Blobs serves blobs;
-	// see oci.Config.
-	Outbox  registry.Outbox
-	Auditor registry.Auditor
-	Quotas  registry.Quotas
-	Blobs   oci.BlobServer
-	// Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
+	// Outbox is given every event besides the webhooks; nil is nobody.
+	Outbox registry.Outbox
+	// WebhookNetworks are networks that webhooks may call besides the public Internet.
+	WebhookNetworks []netip.Prefix
+	// Quota is of orgs that have none of their own; zero is no bound.
+	Quota registry.Quota
+	// AuditRetention is how long audit entries are kept; 0 is a year.
+	AuditRetention time.Duration
+	// TrustedProxies are the networks of proxies whose X-Forwarded-For tells a client's address, for the throttle of
+	// guesses and the audit log.
+	TrustedProxies []netip.Prefix
+	// Blobs serves blobs; see oci.Config. Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
+	Blobs    oci.BlobServer
 	Patience time.Duration
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
@@ -74,6 +82,7 @@ type Server struct {
 	tokens    *token.Service
 	index     *index.Store
 	images    *oci.Registry
+	webhooks  *webhook.Service
 	mux       *http.ServeMux
 }
 
@@ -112,15 +121,26 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if s.verifier, err = hubtoken.NewVerifier(hubtoken.Config{KeySet: s.keys, Issuer: s.issuer}); err != nil {
 		return nil, err
 	}
-	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost}); err != nil {
+	outbox := &lateOutbox{}
+	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost, Quota: cfg.Quota,
+		AuditRetention: cfg.AuditRetention, Outbox: outbox, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
+	s.webhooks, err = webhook.New(ctx, webhook.Config{DB: cfg.DB, KeyFile: filepath.Join(cfg.Dir, "keys", "webhook-secrets"), PublicURL: base,
+		Allow: cfg.WebhookNetworks, Auditor: s.directory, Logger: cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Outbox != nil {
+		outbox.outboxes = append(outbox.outboxes, cfg.Outbox)
+	}
+	outbox.outboxes = append(outbox.outboxes, s.webhooks)
 	if err := s.directory.Bootstrap(ctx, cfg.Bootstrap); err != nil {
 		return nil, err
 	}
 	s.tokens, err = token.New(token.Config{Directory: s.directory, Offline: s.directory, Verifier: s.verifier,
 		Issuer: hubtoken.NewIssuer(s.keys, s.issuer), Hosts: append([]string{public.Host}, cfg.Hosts...), TTL: cfg.TokenTTL,
-		Logger: cfg.Logger})
+		Auditor: s.directory, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -131,9 +151,9 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if s.index, err = index.Open(ctx, cfg.DB, index.Config{}); err != nil {
 		return nil, err
 	}
-	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: cfg.Quotas, Auditor: cfg.Auditor,
+	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: s.directory, Auditor: s.directory,
 		Blobs: cfg.Blobs, Patience: cfg.Patience, Realm: base + "/token", Service: public.Host, Driver: cfg.Driver, Parameters: parameters,
-		SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"), Outbox: cfg.Outbox, Logger: cfg.Logger})
+		SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"), Outbox: outbox, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -154,26 +174,37 @@ func (s *Server) routes() {
 	v1.HandleFunc("GET /v1/orgs/{org}/repositories", s.listRepositories)
 	v1.HandleFunc("GET /v1/repositories/{org}/{repository...}", s.getRepository)
 	v1.HandleFunc("PATCH /v1/repositories/{org}/{repository...}", s.patchRepository)
+	s.peopleRoutes(v1)
+	s.webhookRoutes(v1)
 	v1.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		problem.Write(w, problem.New(problem.ErrNotFound, "the registry has no such address"))
 	})
-	api := hubtoken.Authenticate(s.verifier, hubtoken.AudienceRegistry, v1)
+	api := s.audited(hubtoken.Authenticate(s.verifier, hubtoken.AudienceRegistry, withActor(v1)))
 	s.mux.Handle("/v1/orgs/", api)
 	s.mux.Handle("/v1/repositories/", api)
+	for _, path := range []string{"/v1/orgs", "/v1/account", "/v1/account/", "/v1/accounts", "/v1/accounts/", "/v1/audit"} {
+		s.mux.Handle(path, api)
+	}
 }
 
 // ServeHTTP implements http.Handler.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	actor := registry.Actor{Address: clientAddress(r, s.cfg.TrustedProxies)} // who it is comes with the token
+	s.mux.ServeHTTP(w, r.WithContext(registry.WithActor(r.Context(), actor)))
+}
 
-// Run replaces the signing key when it is old, and does the image registry's background work, until ctx ends.
+// Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), its images
+// (see oci.Registry.Run), and its webhooks, which it sends.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.rotate(ctx) })
+	group.Go(func() error { return s.directory.Run(ctx) })
+	group.Go(func() error { return s.webhooks.Run(ctx) })
 	group.Go(func() error { return s.images.Run(ctx) })
 	return group.Wait()
 }
 
-// rotate replaces the signing key when it is old. A fault is logged and tried again: the old key serves.
+// rotate replaces the signing key when it is old, until ctx ends. A fault is logged and tried again: the old key serves.
 func (s *Server) rotate(ctx context.Context) error {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
@@ -197,6 +228,15 @@ func (s *Server) Issuer() string { return s.issuer }
 
 // Verifier checks this server's tokens in its own process.
 func (s *Server) Verifier() hubtoken.Verifier { return s.verifier }
+
+// Webhooks sends events to where the orgs' admins want them.
+func (s *Server) Webhooks() *webhook.Service { return s.webhooks }
+
+// Auditor keeps what was changed and what was denied.
+func (s *Server) Auditor() registry.Auditor { return s.directory }
+
+// Quotas tells the orgs' bounds.
+func (s *Server) Quotas() registry.Quotas { return s.directory }
 
 // Directory is the store of accounts, orgs and repositories.
 func (s *Server) Directory() *directory.Store { return s.directory }
