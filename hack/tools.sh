@@ -5,7 +5,8 @@
 #
 #   hack/tools.sh              everything
 #   hack/tools.sh NAME...      some of: debian-runtime debian-test containerd
-#                              cni gvisor devcluster filebeat lint images
+#                              cni gvisor devcluster filebeat lint images,
+#                              and for the benchmarks alone: distribution
 #   hack/tools.sh --print-bin  print the directory of the built binaries
 #   hack/tools.sh --print-cache
 #                              print the cache directory
@@ -29,6 +30,8 @@ hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$hack")
 cache=${CUMULET_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/cumulet}
 all=(debian-runtime containerd cni gvisor devcluster filebeat debian-test images lint)
+# What the benchmarks measure against; everything is not these.
+bench=(distribution)
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 die() { printf 'tools.sh: %s\n' "$*" >&2; exit 1; }
@@ -53,6 +56,7 @@ packages() {
 	debian-test) cat <<-'EOF' ;;
 		postgresql      /usr/lib/postgresql/*/bin/initdb
 		podman          podman
+		buildah         buildah
 		git             git
 		gcc             gcc
 		libc6-dev       /usr/include/stdlib.h
@@ -117,6 +121,7 @@ version_of() {
 	devcluster) module=k8s.io/kubernetes ;;
 	filebeat) module=github.com/elastic/beats/v7 ;;
 	lint) module=github.com/golangci/golangci-lint/v2 ;;
+	distribution) module=github.com/distribution/distribution/v3 ;;
 	images) echo v1 && return ;;
 	*) die "unknown tool $1; known: ${all[*]}" ;;
 	esac
@@ -195,6 +200,13 @@ build_devcluster() {
 build_filebeat() {
 	cd "$hack/filebeat"
 	go_build "$1" -ldflags "-s -w" .
+}
+
+# distribution is the peer of the registry's benchmarks: its own server.
+build_distribution() {
+	cd "$hack/distribution"
+	go_build "$1" -ldflags "-s -w" tool
+	mv "$1/registry" "$1/distribution-registry"
 }
 
 build_lint() {
@@ -336,7 +348,7 @@ for arg in "$@"; do
 	-h | --help) usage && exit ;;
 	-*) die "unknown option $arg (see --help)" ;;
 	*)
-		[[ " ${all[*]} " == *" $arg "* ]] || die "unknown tool $arg; known: ${all[*]}"
+		[[ " ${all[*]} ${bench[*]} " == *" $arg "* ]] || die "unknown tool $arg; known: ${all[*]} ${bench[*]}"
 		names+=("$arg")
 		;;
 	esac
