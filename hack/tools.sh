@@ -6,7 +6,8 @@
 #   hack/tools.sh              everything
 #   hack/tools.sh NAME...      some of: debian-runtime debian-test containerd
 #                              cni gvisor devcluster filebeat versitygw lint
-#                              images debian-kata kata-shim kata
+#                              images debian-kata kata-shim kata,
+#                              and for the benchmarks alone: distribution
 #   hack/tools.sh --print-bin  print the directory of the built binaries
 #   hack/tools.sh --print-cache
 #                              print the cache directory
@@ -31,6 +32,8 @@ hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$hack")
 cache=${CUMULET_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/cumulet}
 all=(debian-runtime containerd cni gvisor devcluster filebeat versitygw debian-test images debian-kata kata-shim kata lint)
+# What the benchmarks measure against; everything is not these.
+bench=(distribution)
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 die() { printf 'tools.sh: %s\n' "$*" >&2; exit 1; }
@@ -55,6 +58,7 @@ packages() {
 	debian-test) cat <<-'EOF' ;;
 		postgresql      /usr/lib/postgresql/*/bin/initdb
 		podman          podman
+		buildah         buildah
 		git             git
 		gcc             gcc
 		libc6-dev       /usr/include/stdlib.h
@@ -127,6 +131,7 @@ version_of() {
 	versitygw) module=github.com/versity/versitygw ;;
 	lint) module=github.com/golangci/golangci-lint/v2 ;;
 	kata | kata-shim) module=github.com/kata-containers/kata-containers/src/runtime ;;
+	distribution) module=github.com/distribution/distribution/v3 ;;
 	images) echo v1 && return ;;
 	*) die "unknown tool $1; known: ${all[*]}" ;;
 	esac
@@ -255,6 +260,13 @@ build_kata() {
 build_versitygw() {
 	cd "$hack/versitygw"
 	go_build "$1" -ldflags "-s -w" tool
+}
+
+# distribution is the peer of the registry's benchmarks: its own server.
+build_distribution() {
+	cd "$hack/distribution"
+	go_build "$1" -ldflags "-s -w" tool
+	mv "$1/registry" "$1/distribution-registry"
 }
 
 build_lint() {
@@ -400,7 +412,7 @@ for arg in "$@"; do
 	-h | --help) usage && exit ;;
 	-*) die "unknown option $arg (see --help)" ;;
 	*)
-		[[ " ${all[*]} " == *" $arg "* ]] || die "unknown tool $arg; known: ${all[*]}"
+		[[ " ${all[*]} ${bench[*]} " == *" $arg "* ]] || die "unknown tool $arg; known: ${all[*]} ${bench[*]}"
 		names+=("$arg")
 		;;
 	esac

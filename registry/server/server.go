@@ -180,12 +180,16 @@ func (s *Server) routes() {
 	v1.HandleFunc("PATCH /v1/repositories/{org}/{repository...}", s.patchRepository)
 	s.peopleRoutes(v1)
 	s.webhookRoutes(v1)
+	s.imageRoutes(v1)
 	v1.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		problem.Write(w, problem.New(problem.ErrNotFound, "the registry has no such address"))
 	})
 	api := s.audited(hubtoken.Authenticate(s.verifier, hubtoken.AudienceRegistry, withActor(v1)))
 	s.mux.Handle("/v1/orgs/", api)
 	s.mux.Handle("/v1/repositories/", api)
+	for _, path := range imagePrefixes() {
+		s.mux.Handle(path, api)
+	}
 	for _, path := range []string{"/v1/orgs", "/v1/account", "/v1/account/", "/v1/accounts", "/v1/accounts/", "/v1/audit"} {
 		s.mux.Handle(path, api)
 	}
