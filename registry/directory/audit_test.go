@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"cumulet.io/internal/problem"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
 )
@@ -71,9 +72,10 @@ func entries(t *testing.T, s *Store, f AuditFilter) []string {
 }
 
 func TestAudit(t *testing.T) {
-	eachDatabase(t, func(t *testing.T, dsn string) {
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
+		dsn := empty(t)
 		clk := &clock{t: time.Date(2026, 3, 1, 0, 0, 0, 1, time.UTC)}
-		s := openStore(t, openDB(t, dsn), clk.now)
+		s := openStore(t, sqldbtest.Open(t, dsn), clk.now)
 		ctx := t.Context()
 		put := func(e registry.AuditEntry) {
 			t.Helper()
@@ -149,7 +151,7 @@ func TestAudit(t *testing.T) {
 // A guesser writes little, whatever it tries, and what it did can be told all the same.
 func TestDenialsAreBounded(t *testing.T) {
 	clk := &clock{t: time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)}
-	s := openStore(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "d.db")), clk.now)
+	s := openStore(t, sqldbtest.Open(t, sqldbtest.SQLite(t)), clk.now)
 	deny := func(actor, address string) {
 		t.Helper()
 		if err := s.Audit(t.Context(), registry.AuditEntry{Actor: actor, Address: address, Action: "login", Denied: true, Detail: map[string]string{"reason": "no"}}); err != nil {
@@ -206,8 +208,9 @@ func TestDenialsAreBounded(t *testing.T) {
 }
 
 func TestQuota(t *testing.T) {
-	eachDatabase(t, func(t *testing.T, dsn string) {
-		s, err := Open(t.Context(), openDB(t, dsn), Config{Cost: cheap(), Quota: registry.Quota{Bytes: 7}})
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
+		dsn := empty(t)
+		s, err := Open(t.Context(), sqldbtest.Open(t, dsn), Config{Cost: cheap(), Quota: registry.Quota{Bytes: 7}})
 		if err != nil {
 			t.Fatal(err)
 		}

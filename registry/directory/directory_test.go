@@ -15,7 +15,7 @@ import (
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
-	"cumulet.io/internal/testenv"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/registry"
 )
 
@@ -47,20 +47,6 @@ func as(name string) *registry.Login {
 	return &registry.Login{Account: registry.Account{Name: name, Kind: registry.Person}}
 }
 
-func openDB(t testing.TB, dsn string) *sqldb.DB {
-	t.Helper()
-	db, err := sqldb.Open(t.Context(), dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return db
-}
-
 func openStore(t testing.TB, db *sqldb.DB, now func() time.Time) *Store {
 	t.Helper()
 	s, err := Open(t.Context(), db, Config{Cost: cheap(), Now: now})
@@ -71,16 +57,13 @@ func openStore(t testing.TB, db *sqldb.DB, now func() time.Time) *Store {
 }
 
 func TestDirectory(t *testing.T) {
-	t.Run("sqlite", func(t *testing.T) {
-		conformance(t, func(t testing.TB) string { return "sqlite:" + filepath.Join(t.TempDir(), "d.db") })
-	})
-	t.Run("postgres", func(t *testing.T) { conformance(t, testenv.Postgres) })
+	sqldbtest.Each(t, conformance)
 }
 
-// conformance holds on either database. dsn gives an empty one.
-func conformance(t *testing.T, dsn func(testing.TB) string) {
+// conformance holds on either database.
+func conformance(t *testing.T, empty func(testing.TB) string) {
 	clk := &clock{t: time.Date(2026, 3, 1, 0, 0, 0, 1, time.UTC)}
-	db := openDB(t, dsn(t))
+	db := sqldbtest.Open(t, empty(t))
 	s := openStore(t, db, clk.now)
 	ctx := context.Background()
 	person := func(name string) {
@@ -410,7 +393,7 @@ func conformance(t *testing.T, dsn func(testing.TB) string) {
 
 func TestThrottle(t *testing.T) {
 	clk := &clock{t: time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)}
-	s := openStore(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "d.db")), clk.now)
+	s := openStore(t, sqldbtest.Open(t, sqldbtest.SQLite(t)), clk.now)
 	ctx := t.Context()
 	if err := s.CreateAccount(ctx, registry.Account{Name: "ann", Kind: registry.Person}, "pass-of-ann"); err != nil {
 		t.Fatal(err)
@@ -472,7 +455,7 @@ func TestThrottle(t *testing.T) {
 
 // A tenant that shares its address with a platform component cannot lock that component out.
 func TestServiceIsNotLockedOut(t *testing.T) {
-	s := openStore(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "d.db")), nil)
+	s := openStore(t, sqldbtest.Open(t, sqldbtest.SQLite(t)), nil)
 	ctx := t.Context()
 	account := registry.Account{Name: "kubelet", Kind: registry.Service, Platform: []string{"node"}}
 	if err := s.CreateAccount(ctx, account, "short-password"); !errors.Is(err, problem.ErrInvalid) {
@@ -500,7 +483,7 @@ func TestServiceIsNotLockedOut(t *testing.T) {
 }
 
 func TestParallelGuessesAreCounted(t *testing.T) {
-	s := openStore(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "d.db")), nil)
+	s := openStore(t, sqldbtest.Open(t, sqldbtest.SQLite(t)), nil)
 	if err := s.CreateAccount(t.Context(), registry.Account{Name: "ann", Kind: registry.Person}, "pass-of-ann"); err != nil {
 		t.Fatal(err)
 	}

@@ -24,8 +24,10 @@ import (
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
 	"cumulet.io/registry/hubtoken"
+	"cumulet.io/registry/index"
 	"cumulet.io/registry/oci"
 	"cumulet.io/registry/token"
+	"cumulet.io/registry/webhook"
 )
 
 // Config is for New. DB, Dir and PublicURL are required.
@@ -52,8 +54,10 @@ type Config struct {
 	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
 	Driver     string
 	Parameters map[string]any
-	// Outbox is given every event; see oci.Config and directory.Config.
+	// Outbox is given every event besides the webhooks; nil is nobody.
 	Outbox registry.Outbox
+	// WebhookNetworks are networks that webhooks may call besides the public Internet.
+	WebhookNetworks []netip.Prefix
 	// Quota is of orgs that have none of their own; zero is no bound.
 	Quota registry.Quota
 	// AuditRetention is how long audit entries are kept; 0 is a year.
@@ -61,6 +65,10 @@ type Config struct {
 	// TrustedProxies are the networks of proxies whose X-Forwarded-For tells a client's address, for the throttle of
 	// guesses and the audit log.
 	TrustedProxies []netip.Prefix
+	// Blobs serves blobs; nil is the core. See oci.Config.
+	Blobs oci.BlobServer
+	// Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
+	Patience time.Duration
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -73,7 +81,9 @@ type Server struct {
 	verifier  hubtoken.Verifier
 	directory *directory.Store
 	tokens    *token.Service
+	index     *index.Store
 	images    *oci.Registry
+	webhooks  *webhook.Service
 	mux       *http.ServeMux
 }
 
@@ -112,10 +122,20 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if s.verifier, err = hubtoken.NewVerifier(hubtoken.Config{KeySet: s.keys, Issuer: s.issuer}); err != nil {
 		return nil, err
 	}
+	outbox := &lateOutbox{}
 	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost, Quota: cfg.Quota,
-		AuditRetention: cfg.AuditRetention, Outbox: cfg.Outbox, Logger: cfg.Logger}); err != nil {
+		AuditRetention: cfg.AuditRetention, Outbox: outbox, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
+	s.webhooks, err = webhook.New(ctx, webhook.Config{DB: cfg.DB, KeyFile: filepath.Join(cfg.Dir, "keys", "webhook-secrets"), PublicURL: base,
+		Allow: cfg.WebhookNetworks, Auditor: s.directory, Logger: cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Outbox != nil {
+		outbox.outboxes = append(outbox.outboxes, cfg.Outbox)
+	}
+	outbox.outboxes = append(outbox.outboxes, s.webhooks)
 	if err := s.directory.Bootstrap(ctx, cfg.Bootstrap); err != nil {
 		return nil, err
 	}
@@ -129,9 +149,12 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Driver == "" && parameters == nil {
 		parameters = map[string]any{"rootdirectory": filepath.Join(cfg.Dir, "blobs")}
 	}
-	s.images, err = oci.New(oci.Config{Directory: s.directory, Verifier: s.verifier, Realm: base + "/token", Service: public.Host,
-		Driver: cfg.Driver, Parameters: parameters, SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"),
-		Outbox: cfg.Outbox, Logger: cfg.Logger})
+	if s.index, err = index.Open(ctx, cfg.DB, index.Config{}); err != nil {
+		return nil, err
+	}
+	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: s.directory, Auditor: s.directory,
+		Blobs: cfg.Blobs, Patience: cfg.Patience, Realm: base + "/token", Service: public.Host, Driver: cfg.Driver, Parameters: parameters,
+		SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"), Outbox: outbox, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -153,6 +176,7 @@ func (s *Server) routes() {
 	v1.HandleFunc("GET /v1/repositories/{org}/{repository...}", s.getRepository)
 	v1.HandleFunc("PATCH /v1/repositories/{org}/{repository...}", s.patchRepository)
 	s.peopleRoutes(v1)
+	s.webhookRoutes(v1)
 	v1.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		problem.Write(w, problem.New(problem.ErrNotFound, "the registry has no such address"))
 	})
@@ -170,11 +194,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r.WithContext(registry.WithActor(r.Context(), actor)))
 }
 
-// Run keeps the registry in order until ctx ends: its signing keys, and its directory (see directory.Store.Run).
+// Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), its
+// images (see oci.Registry.Run), and its webhooks, which it sends.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.rotate(ctx) })
 	group.Go(func() error { return s.directory.Run(ctx) })
+	group.Go(func() error { return s.images.Run(ctx) })
+	group.Go(func() error { return s.webhooks.Run(ctx) })
 	return group.Wait()
 }
 
@@ -203,6 +230,9 @@ func (s *Server) Issuer() string { return s.issuer }
 // Verifier checks this server's tokens in its own process.
 func (s *Server) Verifier() hubtoken.Verifier { return s.verifier }
 
+// Webhooks sends events to where the orgs' admins want them.
+func (s *Server) Webhooks() *webhook.Service { return s.webhooks }
+
 // Auditor keeps what was changed and what was denied.
 func (s *Server) Auditor() registry.Auditor { return s.directory }
 
@@ -211,6 +241,12 @@ func (s *Server) Quotas() registry.Quotas { return s.directory }
 
 // Directory is the store of accounts, orgs and repositories.
 func (s *Server) Directory() *directory.Store { return s.directory }
+
+// Index is what the registry holds, as rows; its Live tells garbage collection what is needed.
+func (s *Server) Index() *index.Store { return s.index }
+
+// Images is the image registry.
+func (s *Server) Images() *oci.Registry { return s.images }
 
 // Tokens is the token service; its Delegate makes credentials for pulling an instance's images.
 func (s *Server) Tokens() *token.Service { return s.tokens }

@@ -103,13 +103,6 @@ func (b Backoff) next(d time.Duration) time.Duration {
 	return min(2*d, b.Max)
 }
 
-// Subject is what a meter is about. Its fields are those of billing/meter's Subject.
-type Subject struct {
-	Org, Instance, Name, Region, Node, SandboxClass string
-	Incarnation                                     int64
-	Size                                            billing.Size
-}
-
 // Meter is one instance's running meter.
 type Meter interface {
 	// MarkRunning ends the startup time; repeating it changes nothing.
@@ -120,7 +113,7 @@ type Meter interface {
 
 // MeterStarter starts the meter of an instance, or goes on with the one that is there already. Safe for concurrent use.
 type MeterStarter interface {
-	Start(ctx context.Context, s Subject) (Meter, error)
+	Start(ctx context.Context, s billing.Subject) (Meter, error)
 }
 
 // Why a meter stopped, as billing.Event.Reason has it.

@@ -128,7 +128,7 @@ func (a *actor) start(c *container, img imageInfo) {
 				}
 				a.runs(c, at, false)
 				if early.GetState() == rt.ContainerState_CONTAINER_EXITED {
-					a.exited(c, a.terminated(c, early))
+					a.over(c, func() corev1.ContainerStateTerminated { return a.terminated(c, early) })
 				} else if stage == stageUnsure {
 					a.check(c)
 				}
@@ -203,7 +203,7 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 		}
 		return "", stageNone, err
 	}
-	if _, err := a.e.rt.StartContainer(ctx, &rt.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
+	if err := a.startContainer(ctx, r.ContainerId, name, attempt); err != nil {
 		if a.e.down(ctx, sandbox) {
 			return "", stageLost, err
 		}
@@ -263,6 +263,13 @@ func (a *actor) runs(c *container, at time.Time, adopted bool) {
 	c.rec.Started = c.started
 	c.ready = c.spec.ReadinessProbe == nil
 	a.watchExit(ctx, c, c.id)
+	if a.openOutput(c); c.out != nil {
+		out := c.out
+		a.do(ctx, func(ctx context.Context) func() {
+			out.Follow(ctx, a.e.watcher, a.log)
+			return nil
+		})
+	}
 	c.hooked, c.stopped = true, false
 	if l := c.spec.Lifecycle; l != nil && l.PostStart != nil && !adopted {
 		c.hooked = false
@@ -366,7 +373,7 @@ func (a *actor) see(s *rt.ContainerStatus) {
 		return
 	}
 	if c.id == s.Id && c.running && s.State == rt.ContainerState_CONTAINER_EXITED {
-		a.exited(c, a.terminated(c, s))
+		a.over(c, func() corev1.ContainerStateTerminated { return a.terminated(c, s) })
 	}
 }
 
@@ -410,11 +417,11 @@ func (a *actor) check(c *container) {
 			switch {
 			case c.id != id || !c.running:
 			case isNotFound(err):
-				a.exited(c, a.vanished(c, "The container is gone"))
+				a.over(c, func() corev1.ContainerStateTerminated { return a.vanished(c, "The container is gone") })
 			case err != nil:
 				a.log.Warn("container status not known", "container", c.spec.Name, "error", err)
 			case r.Status.State == rt.ContainerState_CONTAINER_EXITED:
-				a.exited(c, a.terminated(c, r.Status))
+				a.over(c, func() corev1.ContainerStateTerminated { return a.terminated(c, r.Status) })
 			}
 		}
 	})

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 
+	"cumulet.io/billing"
 	"cumulet.io/cis"
 	"cumulet.io/cis/engine/cri/containerd"
 	"cumulet.io/internal/mounts"
@@ -137,7 +138,7 @@ type memMeter struct {
 	stopAt  map[string]time.Time
 }
 
-func (m *memMeter) Start(_ context.Context, s Subject) (Meter, error) {
+func (m *memMeter) Start(_ context.Context, s billing.Subject) (Meter, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.started[s.Instance]++

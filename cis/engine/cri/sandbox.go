@@ -115,8 +115,12 @@ func (a *actor) replaceSandbox() {
 		return
 	}
 	a.sandbox = sandboxRemoving
+	outs := a.outputs()
 	a.do(a.ctx, func(ctx context.Context) func() {
 		err := a.clearSandboxes(ctx)
+		if err == nil {
+			a.finishOutputs(ctx, outs)
+		}
 		return func() {
 			a.sandbox = sandboxNone
 			if err != nil {
@@ -128,7 +132,7 @@ func (a *actor) replaceSandbox() {
 				if c.running {
 					a.exited(c, a.vanished(c, "The sandbox of the container is gone"))
 				}
-				c.id = ""
+				c.id, c.out = "", nil
 			}
 			a.lost, a.sandboxID, a.ips = false, "", nil
 			if a.checkEnd(); a.rec.Stop != nil {
@@ -376,7 +380,9 @@ func (a *actor) take(f *found) {
 			a.lost = true
 			for _, c := range a.containers {
 				if c.rec.Attempt >= 0 && c.rec.Terminated == nil {
-					a.exited(c, a.vanished(c, "The container is gone with its sandbox"))
+					a.over(c, func() corev1.ContainerStateTerminated {
+						return a.vanished(c, "The container is gone with its sandbox")
+					})
 				}
 			}
 		}
@@ -405,7 +411,7 @@ func (a *actor) take(f *found) {
 	}
 	for _, c := range a.containers {
 		if c.id == "" && c.rec.Attempt >= 0 && c.rec.Terminated == nil && c.rec.Incarnation == a.rec.Incarnation {
-			a.exited(c, a.vanished(c, "The container is gone"))
+			a.over(c, func() corev1.ContainerStateTerminated { return a.vanished(c, "The container is gone") })
 		}
 	}
 }
@@ -453,18 +459,22 @@ func (a *actor) takeContainer(c *container, s *rt.ContainerStatus) {
 	case rt.ContainerState_CONTAINER_EXITED:
 		switch {
 		case c.rec.Terminated != nil:
-		case s.StartedAt == 0:
-			// The start was cut short: no process is known to have begun. It is made again under the same number.
+		case s.StartedAt == 0 && s.Reason != "":
+			// The start failed: no process has begun. It is made again under the same number.
 			c.rec.Attempt--
+		case s.StartedAt == 0:
+			// It began and ended before containerd, which was killed meanwhile, had noted that.
+			c.startedAt = time.Unix(0, s.FinishedAt)
+			a.over(c, func() corev1.ContainerStateTerminated { return a.terminated(c, s) })
 		default:
 			c.startedAt = time.Unix(0, s.StartedAt)
-			a.exited(c, a.terminated(c, s))
+			a.over(c, func() corev1.ContainerStateTerminated { return a.terminated(c, s) })
 		}
 	case rt.ContainerState_CONTAINER_CREATED:
 		// Made and never started: it is made again under the same number.
 		c.rec.Attempt--
 	default:
-		a.exited(c, a.vanished(c, "The container's state is unknown"))
+		a.over(c, func() corev1.ContainerStateTerminated { return a.vanished(c, "The container's state is unknown") })
 	}
 }
 

@@ -10,7 +10,9 @@ import (
 	"os"
 	"time"
 
+	"cumulet.io/billing"
 	"cumulet.io/billing/meter"
+	"cumulet.io/cis"
 	"cumulet.io/cis/engine"
 	"cumulet.io/cis/engine/cri"
 	"cumulet.io/cis/engine/cri/containerd"
@@ -32,6 +34,15 @@ func binDirs(c config.CRI) []string {
 
 func report(ctx context.Context, c config.CRI) sandbox.Report {
 	return sandbox.Host(ctx, sandbox.Options{BinDirs: binDirs(c), KataConfig: c.KataConfig, AllowRuncDefault: c.AllowRuncDefault})
+}
+
+// sandboxPolicy is the configured least isolation.
+func sandboxPolicy(c config.Sandbox) sandbox.Policy {
+	p := sandbox.Policy{Minimum: cis.SandboxClass(c.Minimum), Orgs: map[string]cis.SandboxClass{}}
+	for org, class := range c.Orgs {
+		p.Orgs[org] = cis.SandboxClass(class)
+	}
+	return p
 }
 
 // HostCheck prints which sandbox classes this machine can run, and how to mend the others.
@@ -145,8 +156,8 @@ func cgroupRoot(c *config.Config) string { return "/cumulet-" + c.Control.CRI.Br
 type meterStarter struct{ w *meter.Writer }
 
 // Start implements cri.MeterStarter.
-func (m meterStarter) Start(ctx context.Context, s cri.Subject) (cri.Meter, error) {
-	return m.w.Start(ctx, meter.Subject(s))
+func (m meterStarter) Start(ctx context.Context, s billing.Subject) (cri.Meter, error) {
+	return m.w.Start(ctx, s)
 }
 
 // Purge ends every instance on this machine and removes all state. The server must not be running.

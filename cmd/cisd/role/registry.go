@@ -2,6 +2,7 @@ package role
 
 import (
 	"context"
+	"fmt"
 
 	"cumulet.io/internal/httpserve"
 	"cumulet.io/internal/sqldb"
@@ -20,6 +21,10 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 	file := func(name string) directory.Credential {
 		return directory.Credential{Name: name, PasswordFile: p.cfg.Path("credentials", name)}
 	}
+	networks, err := c.Webhooks.Networks()
+	if err != nil {
+		return nil, fmt.Errorf("registry.webhooks.allowNetworks: %w", err)
+	}
 	reg, err := server.New(ctx, server.Config{
 		DB: db, Dir: p.cfg.Path("registry"), PublicURL: c.URL, Issuer: tokenIssuer, TokenTTL: c.TokenTTL,
 		Driver: "filesystem", Parameters: map[string]any{"rootdirectory": c.BlobDir},
@@ -31,7 +36,8 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 				{Credential: file(accountBilling), Platform: []string{hubtoken.ActionOperator, hubtoken.ActionMeter}},
 			},
 		},
-		Logger: p.log.With("role", Registry),
+		WebhookNetworks: networks,
+		Logger:          p.log.With("role", Registry),
 	})
 	if err != nil {
 		return nil, err
@@ -41,7 +47,7 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []part{http, {"keys", reg.Run}}, nil
+	return []part{http, {"registry", reg.Run}}, nil
 }
 
 // database opens a role's database; it is closed when everything has stopped.
