@@ -256,7 +256,7 @@ func TestPeople(t *testing.T) {
 		for method, op := range item.Operations() {
 			switch op.Tags[0] {
 			case "account", "accounts", "orgs", "members", "robots", "audit":
-				if !called[op.OperationID] {
+				if !called[op.OperationID] && !strings.HasSuffix(path, "/identities") { // see TestOIDC
 					t.Errorf("%s %s is never called", method, path)
 				}
 			}
