@@ -121,7 +121,7 @@ func until(t time.Time) string {
 	case time.Now().After(t):
 		return "expired"
 	}
-	return "in " + output.Duration(time.Until(t))
+	return "in " + output.Duration(time.Until(t).Round(time.Minute))
 }
 
 // expiry reads an end: "90d", "12h", a date or a time; "" and never are never.
