@@ -126,6 +126,9 @@ func (o Options) runs(ctx context.Context, name, fix string) Check {
 		return Check{Name: name, Found: fmt.Sprintf("%s --version: %v", c.Found, err), Fix: fix}
 	}
 	version, _, _ := strings.Cut(out, "\n")
+	if _, v, ok := strings.Cut(version, ", version: "); ok { // Kata's shim says much else on the line
+		version, _, _ = strings.Cut("version "+v, ",")
+	}
 	c.Found += " (" + strings.TrimSpace(version) + ")"
 	return c
 }

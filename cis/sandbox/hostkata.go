@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -89,7 +90,7 @@ func (o Options) kataFinding(ctx context.Context, handler, config string) Findin
 func (o Options) readKata(config string) (KataConfig, Check) {
 	c := Check{Name: "Kata configuration", Fix: "install Kata Containers, or set control.cri.kataConfig"}
 	if config == "" {
-		c.Found = "none of " + fmt.Sprint(kataConfigs())
+		c.Found = "none of " + strings.Join(kataConfigs(), ", ")
 		return KataConfig{}, c
 	}
 	read, err := ReadKataConfig(filepath.Join(o.Root, config))

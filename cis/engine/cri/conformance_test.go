@@ -2,7 +2,9 @@ package cri
 
 import (
 	"log/slog"
+	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,10 +22,24 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// And in Kata, with virtual machines by emulation.
+// And in Kata, with virtual machines by emulation: what is in the sandbox's hands, or all with CUMULET_KATA_ALL=1, which
+// takes ten minutes and more.
 func TestKataConformance(t *testing.T) {
 	kata := testenv.Kata(t)
-	conforms(t, testenv.Containerd(t, withoutSystemd, kata.Configure), cis.Kata, 6, nil)
+	skip := map[string]string{}
+	if os.Getenv("CUMULET_KATA_ALL") != "1" {
+		for _, name := range enginetest.Names() {
+			if !slices.Contains(kataCases(), name) {
+				skip[name] = "virtual machines by emulation start slowly, and this is the engine's own doing in every class; CUMULET_KATA_ALL=1 runs it"
+			}
+		}
+	}
+	conforms(t, testenv.Containerd(t, withoutSystemd, kata.Configure), cis.Kata, 6, skip)
+}
+
+func kataCases() []string {
+	return []string{"Succeeds", "Fails", "GracefulStop", "RestartAlways", "InitOrder", "Sidecar", "NetworkProbes", "Environment", "EmptyDirIsShared",
+		"Files", "SubPath", "RunAsUser", "ReadOnlyRoot", "TerminationMessage", "OOMKilled", "Exec", "ExecTTY", "Logs", "PortForward", "Stats", "UpdateVolume"}
 }
 
 func conformingHandlers(env *testenv.ContainerdEnv) map[cis.SandboxClass]string {
@@ -39,7 +55,7 @@ func conformingHandlers(env *testenv.ContainerdEnv) map[cis.SandboxClass]string 
 
 func conforms(t *testing.T, env *testenv.ContainerdEnv, class cis.SandboxClass, slow float64, skip map[string]string) {
 	t.Helper()
-	cfg := Config{Socket: env.Socket, Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"),
+	cfg := Config{Socket: env.Socket, TaskDir: env.Daemon.TaskDir(), Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"),
 		Node: "node-" + string(class), HostIP: "127.0.0.1", Handlers: conformingHandlers(env), CgroupRoot: cgroupRoot(env),
 		Logger:       slog.New(slog.DiscardHandler),
 		CrashBackoff: Backoff{Initial: 500 * time.Millisecond, Max: 2 * time.Second}, PullBackoff: Backoff{Initial: 500 * time.Millisecond, Max: 2 * time.Second}}

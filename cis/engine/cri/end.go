@@ -8,6 +8,7 @@ import (
 
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cumulet.io/billing"
 	"cumulet.io/cis"
 )
 
@@ -246,7 +247,7 @@ func (a *actor) finish() {
 	})
 }
 
-func (a *actor) stopMeter(ctx context.Context, m Meter, s Subject, v *verdict) error {
+func (a *actor) stopMeter(ctx context.Context, m Meter, s billing.Subject, v *verdict) error {
 	if m == nil {
 		var err error
 		if m, err = a.e.cfg.Meter.Start(ctx, s); err != nil {

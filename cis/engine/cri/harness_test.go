@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 
+	"cumulet.io/billing"
 	"cumulet.io/cis"
 	"cumulet.io/cis/engine/cri/containerd"
 	"cumulet.io/cis/engine/cri/fence"
@@ -140,7 +141,7 @@ type memMeter struct {
 	stopAt  map[string]time.Time
 }
 
-func (m *memMeter) Start(_ context.Context, s Subject) (Meter, error) {
+func (m *memMeter) Start(_ context.Context, s billing.Subject) (Meter, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.started[s.Instance]++

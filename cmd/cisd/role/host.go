@@ -8,8 +8,10 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"sync/atomic"
 	"time"
 
+	"cumulet.io/billing"
 	"cumulet.io/billing/meter"
 	"cumulet.io/cis"
 	"cumulet.io/cis/engine"
@@ -83,7 +85,7 @@ func HostCheck(ctx context.Context, cfg *config.Config, w io.Writer) error {
 }
 
 // daemon is the containerd that the server runs as its child, nil when the operator has one running.
-func daemon(cfg *config.Config, rep sandbox.Report, log *slog.Logger) (*containerd.Daemon, error) {
+func daemon(cfg *config.Config, rep sandbox.Report, log *slog.Logger, beforeStart func(context.Context)) (*containerd.Daemon, error) {
 	c := cfg.Control.CRI
 	if c.Socket != "" {
 		return nil, nil
@@ -108,7 +110,7 @@ func daemon(cfg *config.Config, rep sandbox.Report, log *slog.Logger) (*containe
 		SandboxImage: pauseImage, SandboxArchive: c.PauseImage,
 		Network:    containerd.Network{Bridge: c.Bridge, Subnet: subnet},
 		Registries: []containerd.Registry{{Host: registry.Host, PlainHTTP: registry.Scheme == "http"}},
-		Log:        log,
+		Log:        log, BeforeStart: beforeStart,
 	})
 }
 
@@ -123,7 +125,15 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 	if rep.Default == "" {
 		log.Warn("no sandbox class is the default here: instances must name one; see cisd host check")
 	}
-	ctrd, err := daemon(p.cfg, rep, log)
+	var made atomic.Pointer[cri.Engine]
+	ctrd, err := daemon(p.cfg, rep, log, func(ctx context.Context) {
+		// What ended without containerd is forgotten by its start, so the shims are asked before it.
+		if e := made.Load(); e != nil {
+			if err := e.CollectExits(ctx); err != nil {
+				log.Warn("not every container's end could be asked for", "error", err)
+			}
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -147,13 +157,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 		socket, taskDir = ctrd.Socket(), ctrd.TaskDir()
 		runsc.Binary, runsc.Root = ctrd.Runsc()
 		pl.ready = ctrd.Ready
-		pl.parts = append(pl.parts, part{"containerd", func(ctx context.Context) error {
-			// What ended while both were down is forgotten by containerd's start, so the shims are asked before it.
-			if err := cri.CollectExits(ctx, cri.Config{Root: p.cfg.Path("engine"), TaskDir: taskDir, Runsc: runsc}); err != nil {
-				log.Warn("not every container's end could be asked for", "error", err)
-			}
-			return ctrd.Run(ctx)
-		}})
+		pl.parts = append(pl.parts, part{"containerd", ctrd.Run})
 	}
 	pl.engine = func(sink engine.Sink) (engine.Engine, error) {
 		var wall cri.Fence
@@ -174,6 +178,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 			return nil, err
 		}
 		p.close = append(p.close, e.Close)
+		made.Store(e)
 		pl.metrics = e.KataMetrics()
 		return e, nil
 	}
@@ -200,14 +205,14 @@ func cgroupRoot(c *config.Config) string { return "/cumulet-" + c.Control.CRI.Br
 type meterStarter struct{ w *meter.Writer }
 
 // Start implements cri.MeterStarter.
-func (m meterStarter) Start(ctx context.Context, s cri.Subject) (cri.Meter, error) {
-	return m.w.Start(ctx, meter.Subject(s))
+func (m meterStarter) Start(ctx context.Context, s billing.Subject) (cri.Meter, error) {
+	return m.w.Start(ctx, s)
 }
 
 // Purge ends every instance on this machine and removes all state. The server must not be running.
 func Purge(ctx context.Context, cfg *config.Config, w io.Writer) error {
 	log := slog.New(slog.DiscardHandler)
-	ctrd, err := daemon(cfg, report(ctx, cfg.Control.CRI), log)
+	ctrd, err := daemon(cfg, report(ctx, cfg.Control.CRI), log, nil)
 	if err != nil {
 		return err
 	}

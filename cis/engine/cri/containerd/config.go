@@ -2,12 +2,17 @@ package containerd
 
 import (
 	"bytes"
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"text/template"
 
 	"cumulet.io/cis/sandbox"
@@ -212,7 +217,8 @@ func (r Registry) render() []byte {
 }
 
 // write brings the configuration on disk up to date: its directories, every
-// file whole or not at all, and none of an earlier configuration.
+// file whole or not at all, and none of an earlier configuration. What is as it
+// should be is left alone: a containerd may be running with it.
 func (c Config) write() error {
 	files, err := c.render()
 	if err != nil {
@@ -229,26 +235,69 @@ func (c Config) write() error {
 	if err := os.MkdirAll(filepath.Dir(c.configFile()), 0o700); err != nil {
 		return err
 	}
-	clear := []string{c.cniDir(), c.certsDir()}
-	for _, h := range c.Handlers {
-		if h.Type == typeKata {
-			clear = append(clear, c.kataDir(h.Name))
-		}
-	}
-	for _, dir := range clear {
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-	}
 	for path, content := range files {
+		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, content) {
+			continue
+		}
 		if err := writeFile(path, content); err != nil {
 			return err
 		}
 	}
+	dirs := []string{c.cniDir(), c.certsDir()}
+	for _, h := range c.Handlers {
+		if h.Type == typeKata {
+			dirs = append(dirs, c.kataDir(h.Name))
+		}
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		if err := keepOnly(dir, files); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// keepOnly removes what is below dir and neither in files nor above one of them.
+func keepOnly(dir string, files map[string][]byte) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if _, ok := files[path]; ok {
+			continue
+		}
+		keep := false
+		for f := range files {
+			keep = keep || strings.HasPrefix(f, path+string(filepath.Separator))
+		}
+		if keep && e.IsDir() {
+			err = keepOnly(path, files)
+		} else {
+			err = os.RemoveAll(path)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// version names the whole configuration.
+func (c Config) version() (string, error) {
+	files, err := c.render()
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		fmt.Fprintf(h, "%q %q\n", path, files[path])
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // clearAfterReboot empties RunDir when it is from before the machine's last
