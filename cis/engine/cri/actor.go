@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -428,6 +429,9 @@ func (a *actor) startMeter() bool {
 	if a.metering || time.Now().Before(a.retryAt) {
 		a.later(a.retryAt)
 		return false
+	}
+	if slices.ContainsFunc(a.containers, func(c *container) bool { return c.closing }) {
+		return false // it has perhaps ended, and its meter must not count on
 	}
 	a.metering = true
 	a.save() // what the meter tells must not be forgotten

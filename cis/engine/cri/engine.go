@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"golang.org/x/sys/unix"
@@ -45,6 +46,9 @@ type Engine struct {
 	actors map[string]*actor
 	synced bool
 	ended  endedSet
+	// hearing tells that containerd's events come, and since when; heardUntil is the evidence of before.
+	hearing                bool
+	hearsSince, heardUntil time.Time
 
 	grants  *grants          // who may use which cached images
 	watcher *capture.Watcher // of containers' output; nil when there is none

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -45,7 +46,11 @@ func (e *Engine) stream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e.relistLogged(ctx)
+	if err := e.relist(ctx); err != nil {
+		return fmt.Errorf("relist: %w", err)
+	}
+	e.hears(true)
+	defer e.hears(false)
 	for {
 		ev, err := s.Recv()
 		if err != nil {
@@ -53,6 +58,28 @@ func (e *Engine) stream(ctx context.Context) error {
 		}
 		e.route(ev)
 	}
+}
+
+// hearsay is how long it may take from the end of a container to hearing of it.
+const hearsay = 5 * time.Second
+
+// hears notes that from now on containerd tells of every end, or of none.
+func (e *Engine) hears(yes bool) {
+	until := e.Evidence()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.hearing, e.hearsSince, e.heardUntil = yes, time.Now(), until
+}
+
+// Evidence is until when the live instances of this engine are known to have lived: a little less than now, and while
+// containerd is away, a little less than when it went. Zero when nothing is known yet.
+func (e *Engine) Evidence() time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.hearing && time.Since(e.hearsSince) >= hearsay {
+		return time.Now().Add(-hearsay)
+	}
+	return e.heardUntil
 }
 
 func (e *Engine) route(ev *rt.ContainerEventResponse) {
