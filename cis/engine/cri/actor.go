@@ -98,6 +98,8 @@ type actor struct {
 	finished     bool
 	retryAt      time.Time
 	wake         time.Time
+	measuring    bool // the disk usage is being measured, or next at measureAt
+	measureAt    time.Time
 	cancelMaking context.CancelFunc
 	makeCtx      context.Context
 }
@@ -374,6 +376,10 @@ func (a *actor) advance() {
 		a.makeSandbox()
 	}
 	if a.sandbox != sandboxReady {
+		return
+	}
+	a.watchDisk()
+	if a.rec.Stop != nil {
 		return
 	}
 	if a.initialize() {
