@@ -11,17 +11,23 @@ import (
 // watch routes containerd's events to the actors until ctx ends. After each (re)connect, and every Config.Relist, it
 // lists everything once, so that an event lost on the way costs time and nothing else.
 func (e *Engine) watch(ctx context.Context) {
-	tick := time.NewTicker(e.cfg.Relist)
+	tick, sweep := time.NewTicker(e.cfg.Relist), time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	defer sweep.Stop()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		var strays map[shimProcess]bool
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
 				e.relistLogged(ctx)
+			case <-sweep.C:
+				if e.cfg.TaskDir != "" {
+					strays = e.sweep(strays)
+				}
 			}
 		}
 	}()
