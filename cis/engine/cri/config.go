@@ -47,6 +47,8 @@ type Config struct {
 	// Default is the class of an instance that asks for none; empty means the strongest of Handlers that isolates: runc
 	// must be asked for, or named here.
 	Default cis.SandboxClass
+	// Fence keeps orgs apart on the instances' network; nil leaves the network open.
+	Fence Fence
 	// Sink takes the reports.
 	Sink engine.Sink
 	// Meter starts meters; nil means that nothing is metered.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cumulet.io/cis"
+	"cumulet.io/cis/sandbox"
 )
 
 // makeSandbox prepares what the sandbox needs on the node and has containerd make it.
@@ -62,9 +64,12 @@ func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler s
 	if err != nil {
 		return "", nil, "FailedCreatePodSandBox", err
 	}
-	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: r.PodSandboxId})
+	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: r.PodSandboxId, Verbose: a.e.cfg.Fence != nil})
 	if err != nil {
 		return "", nil, "FailedPodSandBoxStatus", err
+	}
+	if err := a.admit(st); err != nil {
+		return "", nil, "FailedCreatePodSandBox", err
 	}
 	if err := a.e.cgroup.limitCPU(a.id, limits.milliCPU); err != nil {
 		return "", nil, "FailedCreatePodContainer", err
@@ -115,6 +120,7 @@ func (a *actor) replaceSandbox() {
 		return
 	}
 	a.sandbox = sandboxRemoving
+	a.retire()
 	outs := a.outputs()
 	a.do(a.ctx, func(ctx context.Context) func() {
 		err := a.clearSandboxes(ctx)
@@ -204,7 +210,8 @@ func (a *actor) sandboxConfig() *rt.PodSandboxConfig {
 	cfg := &rt.PodSandboxConfig{
 		Metadata: &rt.PodSandboxMetadata{Name: a.id, Namespace: "cumulet", Uid: a.id, Attempt: uint32(a.rec.Incarnation - 1)},
 		Hostname: hostname(a.spec), LogDirectory: a.logDir(), Labels: labels,
-		DnsConfig: dnsConfig(a.spec.DNS, a.e.cfg.HostDNS),
+		DnsConfig:   dnsConfig(a.spec.DNS, a.e.cfg.HostDNS),
+		Annotations: sandbox.Annotations(a.rec.Class, a.rec.Size, runtime.NumCPU()),
 		Linux: &rt.LinuxPodSandboxConfig{
 			CgroupParent:    a.e.cgroup.path(a.id),
 			SecurityContext: sandboxSecurity(a.spec),
@@ -322,9 +329,14 @@ func (a *actor) lookUp(ctx context.Context) (*found, error) {
 	if newest == nil {
 		return f, nil
 	}
-	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: newest.Id})
+	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: newest.Id, Verbose: a.e.cfg.Fence != nil})
 	if err != nil {
 		return nil, err
+	}
+	if st.GetStatus().GetState() == rt.PodSandboxState_SANDBOX_READY {
+		if err := a.admit(st); err != nil {
+			return nil, err
+		}
 	}
 	f.sandbox, f.handler = st.GetStatus(), newest.RuntimeHandler
 	cl, err := a.e.listContainers(ctx, a.id)

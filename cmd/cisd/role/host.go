@@ -17,6 +17,7 @@ import (
 	"cumulet.io/cis/engine"
 	"cumulet.io/cis/engine/cri"
 	"cumulet.io/cis/engine/cri/containerd"
+	"cumulet.io/cis/engine/cri/fence"
 	"cumulet.io/cis/sandbox"
 	"cumulet.io/cmd/cisd/config"
 	"cumulet.io/registry/hubtoken"
@@ -140,7 +141,15 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 		pl.parts = append(pl.parts, part{"containerd", ctrd.Run})
 	}
 	pl.engine = func(sink engine.Sink) (engine.Engine, error) {
-		e, err := cri.New(cri.Config{
+		var wall cri.Fence
+		if ctrd != nil { // the network of another containerd is not ours
+			f, err := fence.Open(fence.Config{Bridge: c.Bridge, NodePorts: nodePorts(c)})
+			if err != nil {
+				return nil, err
+			}
+			wall = f
+		}
+		e, err := cri.New(cri.Config{Fence: wall,
 			Socket: socket, TaskDir: taskDir, Runsc: runsc, Root: p.cfg.Path("engine"), LogRoot: logRoot(p.cfg), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
 			HostIP: p.cfg.Node.Address, Handlers: handlers, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
 			PullAuth: auth.Credentials, CgroupRoot: cgroupRoot(p.cfg),
@@ -154,6 +163,17 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 		return e, nil
 	}
 	return pl, nil
+}
+
+// nodePorts are the machine's ports that instances may reach.
+func nodePorts(c config.CRI) []fence.NodePort {
+	var out []fence.NodePort
+	for _, s := range c.NodePorts {
+		if p, err := config.ParseNodePort(s); err == nil { // the configuration has been checked
+			out = append(out, fence.NodePort{UDP: p.Protocol == "udp", Port: p.Port})
+		}
+	}
+	return out
 }
 
 // logRoot is where containers' log files are, and what the collector reads.
@@ -181,6 +201,9 @@ func Purge(ctx context.Context, cfg *config.Config, w io.Writer) error {
 			return err
 		}
 		if err := ctrd.Purge(ctx); err != nil {
+			return err
+		}
+		if err := fence.Remove(cfg.Control.CRI.Bridge); err != nil {
 			return err
 		}
 	}

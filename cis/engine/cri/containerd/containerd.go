@@ -199,6 +199,9 @@ func (c Config) configFile() string { return filepath.Join(c.Dir, "config", "con
 func (c Config) handlerFile(name string) string {
 	return filepath.Join(c.Dir, "config", "handler-"+name+".toml")
 }
+func (c Config) kataDir(name string) string {
+	return filepath.Join(c.Dir, "config", "handler-"+name)
+}
 func (c Config) cniDir() string   { return filepath.Join(c.Dir, "config", "cni") }
 func (c Config) certsDir() string { return filepath.Join(c.Dir, "config", "certs.d") }
 func (c Config) logFile() string  { return filepath.Join(c.Dir, "log", "containerd.log") }
