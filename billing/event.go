@@ -41,6 +41,14 @@ type Size struct {
 	MemoryMiB int64 `json:"memoryMiB"`
 }
 
+// Subject is what is metered. All of it but Name and Incarnation stays the same for the instance's whole life.
+type Subject struct {
+	Org, Instance, Name, Region, Node, SandboxClass string
+	// Incarnation is the sandbox's number in the life, from 1.
+	Incarnation int64
+	Size        Size
+}
+
 // Event is one meter event: an instance lifecycle record, the only thing a bill is made from.
 type Event struct {
 	// ID is "instance/incarnation/sequence": deterministic, so a replay changes nothing.

@@ -8,14 +8,6 @@ import (
 	"cumulet.io/billing"
 )
 
-// Subject is what is metered. All of it but Name and Incarnation stays the same for the instance's whole life.
-type Subject struct {
-	Org, Instance, Name, Region, Node, SandboxClass string
-	// Incarnation is the sandbox's number in the life, from 1.
-	Incarnation int64
-	Size        billing.Size
-}
-
 // Meter counts one instance's time. Safe for concurrent use. It is a handle: all meters of an instance are the same.
 type Meter struct {
 	w        *Writer
@@ -30,7 +22,7 @@ type Meter struct {
 // time since the last event does not count. A higher incarnation begins in startup again; the time since the last
 // event counts for it only if this process metered the incarnation before. A life that was stopped stays so: Start
 // returns its meter, whose calls change nothing, or ErrEnded for a higher incarnation.
-func (w *Writer) Start(ctx context.Context, s Subject) (*Meter, error) {
+func (w *Writer) Start(ctx context.Context, s billing.Subject) (*Meter, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("start meter of %s: %w", s.Instance, err)
 	}
@@ -45,7 +37,7 @@ func (w *Writer) Start(ctx context.Context, s Subject) (*Meter, error) {
 }
 
 // start returns the line that must be durable before Start may return.
-func (w *Writer) start(s Subject) (uint64, error) {
+func (w *Writer) start(s billing.Subject) (uint64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {

@@ -48,8 +48,8 @@ func (c *fakeClock) reboot(down time.Duration) {
 	c.wall, c.mono = c.wall.Add(down), billing.Clock{Boot: c.mono.Boot + "x", Nanos: 5e9}
 }
 
-func subject(id string) Subject {
-	return Subject{Org: "acme", Instance: id, Name: "web", Region: "local", Node: "node-1", SandboxClass: "runc",
+func subject(id string) billing.Subject {
+	return billing.Subject{Org: "acme", Instance: id, Name: "web", Region: "local", Node: "node-1", SandboxClass: "runc",
 		Incarnation: 1, Size: billing.Size{Class: "c1-m2", MilliCPU: 1000, MemoryMiB: 2048}}
 }
 
@@ -108,7 +108,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func start(t *testing.T, w *Writer, s Subject) *Meter {
+func start(t *testing.T, w *Writer, s billing.Subject) *Meter {
 	t.Helper()
 	m, err := w.Start(context.Background(), s)
 	must(t, err)
@@ -216,10 +216,10 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("a second writer: %v", err)
 	}
 	start(t, w, subject("i-1"))
-	for name, change := range map[string]func(*Subject){
-		"org":  func(s *Subject) { s.Org = "other" },
-		"size": func(s *Subject) { s.Size.MilliCPU = 1 },
-		"node": func(s *Subject) { s.Node = "node-2" },
+	for name, change := range map[string]func(*billing.Subject){
+		"org":  func(s *billing.Subject) { s.Org = "other" },
+		"size": func(s *billing.Subject) { s.Size.MilliCPU = 1 },
+		"node": func(s *billing.Subject) { s.Node = "node-2" },
 	} {
 		s := subject("i-1")
 		change(&s)
@@ -227,11 +227,11 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s changed: %v", name, err)
 		}
 	}
-	for name, change := range map[string]func(*Subject){
-		"instance":    func(s *Subject) { s.Instance = "a/b" },
-		"org":         func(s *Subject) { s.Org = "" },
-		"name":        func(s *Subject) { s.Name = "a\nb" },
-		"incarnation": func(s *Subject) { s.Incarnation = 0 },
+	for name, change := range map[string]func(*billing.Subject){
+		"instance":    func(s *billing.Subject) { s.Instance = "a/b" },
+		"org":         func(s *billing.Subject) { s.Org = "" },
+		"name":        func(s *billing.Subject) { s.Name = "a\nb" },
+		"incarnation": func(s *billing.Subject) { s.Incarnation = 0 },
 	} {
 		s := subject("i-2")
 		change(&s)

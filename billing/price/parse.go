@@ -1,7 +1,6 @@
 package price
 
 import (
-	"bytes"
 	_ "embed" // for the example
 	"errors"
 	"fmt"
@@ -19,9 +18,8 @@ import (
 
 // Bounds of a book.
 const (
-	maxBookBytes = 1 << 20
-	maxVersions  = 1000
-	maxPrices    = 1000
+	maxVersions = 1000
+	maxPrices   = 1000
 )
 
 // ErrBadBook is wrapped by every error about a book's text.
@@ -41,7 +39,7 @@ func Load(path string) (*Book, error) {
 		return nil, fmt.Errorf("load price book: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // only read from
-	text, err := io.ReadAll(io.LimitReader(f, maxBookBytes+1))
+	text, err := io.ReadAll(io.LimitReader(f, strictyaml.MaxBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("load price book %s: %w", path, err)
 	}
@@ -55,21 +53,14 @@ func Load(path string) (*Book, error) {
 // Parse reads and checks a book: one YAML document, no unknown or repeated keys, no anchors. Errors wrap ErrBadBook
 // and name the line; an unknown key also the nearest known one.
 func Parse(text []byte) (*Book, error) {
-	if len(text) > maxBookBytes {
-		return nil, fmt.Errorf("%w: it is larger than %d bytes", ErrBadBook, maxBookBytes)
-	}
-	d := yaml.NewDecoder(bytes.NewReader(text))
-	var doc, more yaml.Node
-	if err := d.Decode(&doc); err != nil {
+	root, err := strictyaml.Document(text)
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadBook, err)
 	}
-	if err := d.Decode(&more); !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%w: it must be one YAML document", ErrBadBook)
-	}
-	if len(doc.Content) != 1 {
+	if root == nil {
 		return nil, fmt.Errorf("%w: it is empty", ErrBadBook)
 	}
-	return parseBook(doc.Content[0])
+	return parseBook(root)
 }
 
 func fault(n *yaml.Node, format string, args ...any) error {
@@ -89,11 +80,7 @@ func fields(n *yaml.Node, what string, known ...string) (map[string]*yaml.Node, 
 			found = found || name == k.Value
 		}
 		if !found || k.Kind != yaml.ScalarNode {
-			hint := "; known here: " + strings.Join(known, ", ")
-			if near := strictyaml.Nearest(k.Value, known); near != "" {
-				hint = fmt.Sprintf("; did you mean %q?", near)
-			}
-			return nil, fault(k, "unknown key %.80q in %s%s", k.Value, what, hint)
+			return nil, fault(k, "unknown key %.80q in %s%s", k.Value, what, strictyaml.Hint(k.Value, known))
 		}
 		if m[k.Value] != nil {
 			return nil, fault(k, "%q is given twice in %s", k.Value, what)

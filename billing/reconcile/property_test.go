@@ -57,7 +57,7 @@ type world struct {
 }
 
 type alive struct {
-	subject meter.Subject
+	subject billing.Subject
 	m       *meter.Meter
 }
 
@@ -108,7 +108,7 @@ func (x *world) step() {
 	case k < 4:
 		x.next++
 		id := fmt.Sprintf("i-%03d", x.next)
-		s := meter.Subject{Org: []string{"acme", "zeta"}[r.Intn(2)], Instance: id, Name: "web", Region: []string{"eu", "us"}[r.Intn(2)], Node: "n1",
+		s := billing.Subject{Org: []string{"acme", "zeta"}[r.Intn(2)], Instance: id, Name: "web", Region: []string{"eu", "us"}[r.Intn(2)], Node: "n1",
 			SandboxClass: []string{"kata", "runc"}[r.Intn(2)], Incarnation: 1,
 			Size: billing.Size{Class: "c", MilliCPU: 250 * (1 + r.Int63n(8)), MemoryMiB: 1 + r.Int63n(5000)}}
 		m, err := x.w.Start(ctx, s)

@@ -11,16 +11,17 @@ import (
 	"cumulet.io/billing/ledger"
 	"cumulet.io/billing/reconcile"
 	"cumulet.io/billing/statement"
+	"cumulet.io/internal/params"
 	"cumulet.io/internal/problem"
 	"cumulet.io/registry/hubtoken"
 )
 
-func (s *server) statement(r *http.Request, q map[string]string) (*statement.Statement, error) {
+func (s *server) statement(r *http.Request, q *params.Query) (*statement.Statement, error) {
 	name, err := org(r, hubtoken.ActionRead)
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.period(q["period"], q["from"], q["to"])
+	p, err := s.period(q.Get("period"), q.Get("from"), q.Get("to"))
 	if err != nil {
 		return nil, err
 	}
@@ -32,11 +33,11 @@ func (s *server) statement(r *http.Request, q map[string]string) (*statement.Sta
 }
 
 func (s *server) bill(w http.ResponseWriter, r *http.Request) error {
-	q, err := params(r, "period", "from", "to", "group")
-	if err != nil {
+	q := query(r, "period", "from", "to", "group")
+	if err := q.Err(); err != nil {
 		return err
 	}
-	g := statement.Group(q["group"])
+	g := statement.Group(q.Get("group"))
 	switch g {
 	case statement.Everything, statement.ByInstance, statement.ByDay:
 	default:
@@ -50,8 +51,8 @@ func (s *server) bill(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) focus(w http.ResponseWriter, r *http.Request) error {
-	q, err := params(r, "period", "from", "to")
-	if err != nil {
+	q := query(r, "period", "from", "to")
+	if err := q.Err(); err != nil {
 		return err
 	}
 	st, err := s.statement(r, q)
@@ -89,7 +90,7 @@ type Reconciliation struct {
 }
 
 func (s *server) reconcile(w http.ResponseWriter, r *http.Request) error {
-	if _, err := params(r); err != nil {
+	if err := query(r).Err(); err != nil {
 		return err
 	}
 	var req reconcileRequest
@@ -135,7 +136,7 @@ func (s *server) reconcile(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) priceBook(w http.ResponseWriter, r *http.Request) error {
-	if _, err := params(r); err != nil {
+	if err := query(r).Err(); err != nil {
 		return err
 	}
 	return answer(w, s.cfg.Ledger.Book())
@@ -145,17 +146,15 @@ func (s *server) quarantine(w http.ResponseWriter, r *http.Request) error {
 	if err := operator(r); err != nil {
 		return err
 	}
-	q, err := params(r, "after", "limit")
-	if err != nil {
+	q := query(r, "after", "limit")
+	limit := int64(100)
+	if n := q.Number("limit", 1, 1000); n != nil {
+		limit = *n
+	}
+	if err := q.Err(); err != nil {
 		return err
 	}
-	limit := 100
-	if text := q["limit"]; text != "" {
-		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > 1000 {
-			return problem.Invalid("limit", "must be 1 to 1000", text)
-		}
-	}
-	page, err := s.cfg.Ledger.Quarantine(r.Context(), q["after"], limit)
+	page, err := s.cfg.Ledger.Quarantine(r.Context(), q.Get("after"), int(limit))
 	if err != nil {
 		return err
 	}
@@ -170,7 +169,7 @@ type Months struct {
 }
 
 func (s *server) months(w http.ResponseWriter, r *http.Request) error {
-	if _, err := params(r); err != nil {
+	if err := query(r).Err(); err != nil {
 		return err
 	}
 	m, at, ok, err := s.cfg.Ledger.ClosedThrough(r.Context())
@@ -188,7 +187,7 @@ func (s *server) closeMonth(w http.ResponseWriter, r *http.Request) error {
 	if err := operator(r); err != nil {
 		return err
 	}
-	if _, err := params(r); err != nil {
+	if err := query(r).Err(); err != nil {
 		return err
 	}
 	m, err := ledger.ParseMonth(r.PathValue("month"))

@@ -4,15 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"maps"
 	"net/http"
-	"net/url"
-	"slices"
 	"strings"
 	"time"
 
 	"cumulet.io/billing"
 	"cumulet.io/billing/ledger"
+	"cumulet.io/internal/params"
 	"cumulet.io/internal/problem"
 	"cumulet.io/registry/hubtoken"
 )
@@ -22,33 +20,11 @@ const (
 	maxBodyBytes  = 16 << 10
 )
 
-// params reads the query strictly: unknown, repeated and unreadable parameters are errors.
-func params(r *http.Request, known ...string) (map[string]string, error) {
-	if len(r.URL.RawQuery) > maxQueryBytes {
-		return nil, problem.New(problem.ErrTooLarge, "the query is longer than %d bytes", maxQueryBytes)
-	}
-	values, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return nil, problem.New(problem.ErrInvalid, "the query cannot be read")
-	}
-	out := map[string]string{}
-	for _, name := range slices.Sorted(maps.Keys(values)) {
-		switch v := values[name]; {
-		case !slices.Contains(known, name):
-			takes := "none"
-			if len(known) > 0 {
-				takes = strings.Join(known, ", ")
-			}
-			return nil, problem.Invalid(name, "is not a parameter of this call, which takes "+takes, v[0])
-		case len(v) > 1:
-			return nil, problem.Invalid(name, "must be given once", len(v))
-		case v[0] == "":
-			return nil, problem.Invalid(name, "must not be empty", "")
-		default:
-			out[name] = v[0]
-		}
-	}
-	return out, nil
+// query reads the query of a call that takes the named parameters; none may be empty.
+func query(r *http.Request, names ...string) *params.Query {
+	q := params.Read(r, "this call", maxQueryBytes, names...)
+	q.RefuseEmpty()
+	return q
 }
 
 // period makes a period of its three texts; all empty means the current month.

@@ -31,14 +31,14 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) error {
 	if attach {
 		names = names[:4]
 	}
-	q := newQuery(r, names...)
-	se := &session{stdin: q.flag("stdin"), stdout: q.flag("stdout"), stderr: q.flag("stderr"), tty: q.flag("tty")}
+	q := query(r, names...)
+	se := &session{stdin: q.Flag("stdin"), stdout: q.Flag("stdout"), stderr: q.Flag("stderr"), tty: q.Flag("tty")}
 	if !attach {
-		se.command = q.list("command", maxCommand)
+		se.command = q.List("command", maxCommand)
 	}
 	switch {
-	case q.err != nil:
-		return q.err
+	case q.Err() != nil:
+		return q.Err()
 	case !attach && (len(se.command) == 0 || se.command[0] == ""):
 		return problem.Invalid("command", "must be given, once for each argument", "")
 	case !se.stdin && !se.stdout && !se.stderr:

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"io"
 	"iter"
 	"net/http"
@@ -92,26 +91,6 @@ func FuzzRequest(f *testing.F) {
 		h.ServeHTTP(w, r)
 		if w.Code < 300 || w.Code >= 500 && w.Code != http.StatusNotImplemented {
 			t.Errorf("%s %s answered %d %s", rt.method, r.URL, w.Code, w.Body)
-		}
-	})
-}
-
-// FuzzQuery: a decoder never panics, and its error is a problem that names something.
-func FuzzQuery(f *testing.F) {
-	f.Add("flag=true&number=7&time=2026-01-01T00:00:00Z&label=a=b&text=x")
-	f.Add("flag=&number=-1&time=&label==&text=%00")
-	f.Fuzz(func(t *testing.T, raw string) {
-		q := newQuery(&http.Request{URL: &url.URL{RawQuery: raw}}, "flag", "number", "time", "label…", "text")
-		q.flag("flag")
-		n := q.number("number", 0, 10)
-		q.time("time")
-		q.labels("label", 3)
-		q.text("text", 5)
-		if q.err != nil && !errors.Is(q.err, problem.ErrInvalid) && !errors.Is(q.err, problem.ErrTooLarge) {
-			t.Errorf("%q: %v", raw, q.err)
-		}
-		if q.err == nil && n != nil && (*n < 0 || *n > 10) {
-			t.Errorf("%q: let through %d", raw, *n)
 		}
 	})
 }

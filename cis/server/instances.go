@@ -11,8 +11,8 @@ import (
 )
 
 func (s *server) create(w http.ResponseWriter, r *http.Request) error {
-	if q := newQuery(r); q.err != nil {
-		return q.err
+	if q := query(r); q.Err() != nil {
+		return q.Err()
 	}
 	if err := wantJSON(r); err != nil {
 		return err
@@ -42,8 +42,8 @@ func answerInstance(w http.ResponseWriter, status int, in *cis.Instance) error {
 func etag(in *cis.Instance) string { return `"` + strconv.FormatInt(in.Version, 10) + `"` }
 
 func (s *server) get(w http.ResponseWriter, r *http.Request) error {
-	if q := newQuery(r); q.err != nil {
-		return q.err
+	if q := query(r); q.Err() != nil {
+		return q.Err()
 	}
 	in, err := s.svc.Get(r.Context(), r.PathValue("org"), r.PathValue("id"))
 	if err != nil {
@@ -58,13 +58,13 @@ func (s *server) get(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) list(w http.ResponseWriter, r *http.Request) error {
-	q := newQuery(r, "node", "label…", "live", "limit", "cursor")
-	req := cis.ListRequest{Node: q.text("node", 253), Labels: q.labels("label", 64), Live: q.flag("live"), Cursor: q.text("cursor", 256)}
-	if n := q.number("limit", 1, 1000); n != nil {
+	q := query(r, "node", "label…", "live", "limit", "cursor")
+	req := cis.ListRequest{Node: q.Text("node", 253), Labels: q.Labels("label", 64), Live: q.Flag("live"), Cursor: q.Text("cursor", 256)}
+	if n := q.Number("limit", 1, 1000); n != nil {
 		req.Limit = int(*n)
 	}
-	if q.err != nil {
-		return q.err
+	if q.Err() != nil {
+		return q.Err()
 	}
 	page, err := s.svc.List(r.Context(), r.PathValue("org"), req)
 	if err != nil {
@@ -74,10 +74,10 @@ func (s *server) list(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) delete(w http.ResponseWriter, r *http.Request) error {
-	q := newQuery(r, "graceSeconds")
-	grace := q.number("graceSeconds", 0, math.MaxInt32)
-	if q.err != nil {
-		return q.err
+	q := query(r, "graceSeconds")
+	grace := q.Number("graceSeconds", 0, math.MaxInt32)
+	if q.Err() != nil {
+		return q.Err()
 	}
 	in, err := s.svc.Delete(r.Context(), r.PathValue("org"), r.PathValue("id"), grace)
 	if err != nil {
@@ -87,8 +87,8 @@ func (s *server) delete(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) updateVolume(w http.ResponseWriter, r *http.Request) error {
-	if q := newQuery(r); q.err != nil {
-		return q.err
+	if q := query(r); q.Err() != nil {
+		return q.Err()
 	}
 	if err := wantJSON(r); err != nil {
 		return err
@@ -117,8 +117,8 @@ func answerItems[T any](w http.ResponseWriter, list []T) error {
 }
 
 func (s *server) events(w http.ResponseWriter, r *http.Request) error {
-	if q := newQuery(r); q.err != nil {
-		return q.err
+	if q := query(r); q.Err() != nil {
+		return q.Err()
 	}
 	list, err := s.svc.Events(r.Context(), r.PathValue("org"), r.PathValue("id"))
 	if err != nil {
@@ -128,10 +128,10 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) stats(w http.ResponseWriter, r *http.Request) error {
-	q := newQuery(r, "id…")
-	ids := q.list("id", 1000)
-	if q.err != nil {
-		return q.err
+	q := query(r, "id…")
+	ids := q.List("id", 1000)
+	if q.Err() != nil {
+		return q.Err()
 	}
 	list, err := s.svc.Stats(r.Context(), r.PathValue("org"), slices.Clone(ids))
 	if err != nil {
@@ -141,8 +141,8 @@ func (s *server) stats(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) sandboxes(w http.ResponseWriter, r *http.Request) error {
-	if q := newQuery(r); q.err != nil {
-		return q.err
+	if q := query(r); q.Err() != nil {
+		return q.Err()
 	}
 	out, err := s.svc.Sandboxes(r.Context())
 	if err != nil {

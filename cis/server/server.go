@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"cumulet.io/cis"
+	"cumulet.io/internal/params"
 	"cumulet.io/internal/problem"
 	"cumulet.io/registry/hubtoken"
 )
@@ -237,4 +238,12 @@ func wantJSON(r *http.Request) error {
 		return problem.Invalid("Content-Type", "must be application/json", ct)
 	}
 	return nil
+}
+
+// maxQuery bounds the raw query of a call, and so every parameter.
+const maxQuery = 256 << 10
+
+// query reads the query of a call that takes the named parameters.
+func query(r *http.Request, names ...string) *params.Query {
+	return params.Read(r, "this call", maxQuery, names...)
 }

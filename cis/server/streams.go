@@ -26,10 +26,10 @@ type watchLine struct {
 
 // watch streams changes, one JSON document a line. It ends with the token: a client comes back with a new one.
 func (s *server) watch(w http.ResponseWriter, r *http.Request) error {
-	q := newQuery(r, "node", "cursor")
-	node, cursor := q.text("node", 253), q.text("cursor", 128)
-	if q.err != nil {
-		return q.err
+	q := query(r, "node", "cursor")
+	node, cursor := q.Text("node", 253), q.Text("cursor", 128)
+	if q.Err() != nil {
+		return q.Err()
 	}
 	ctx := r.Context()
 	if exp := hubtoken.FromContext(ctx).ExpiresAt; exp != nil {
@@ -73,14 +73,14 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request) error {
 
 // logs streams a container's bytes. A fault on the way cuts the connection, so that a reader can tell.
 func (s *server) logs(w http.ResponseWriter, r *http.Request) error {
-	q := newQuery(r, "follow", "tail", "since", "previous", "timestamps", "limitBytes")
-	req := cis.LogRequest{Container: r.PathValue("container"), Follow: q.flag("follow"), Previous: q.flag("previous"),
-		Timestamps: q.flag("timestamps"), Tail: q.number("tail", 0, math.MaxInt64), Since: q.time("since")}
-	if n := q.number("limitBytes", 1, math.MaxInt64); n != nil {
+	q := query(r, "follow", "tail", "since", "previous", "timestamps", "limitBytes")
+	req := cis.LogRequest{Container: r.PathValue("container"), Follow: q.Flag("follow"), Previous: q.Flag("previous"),
+		Timestamps: q.Flag("timestamps"), Tail: q.Number("tail", 0, math.MaxInt64), Since: q.Time("since")}
+	if n := q.Number("limitBytes", 1, math.MaxInt64); n != nil {
 		req.LimitBytes = *n
 	}
-	if q.err != nil {
-		return q.err
+	if q.Err() != nil {
+		return q.Err()
 	}
 	body, err := s.svc.Logs(r.Context(), r.PathValue("org"), r.PathValue("id"), req)
 	if err != nil {

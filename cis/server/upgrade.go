@@ -73,11 +73,11 @@ const halfClosed = time.Minute
 
 // portForward turns the connection into one to a port of the instance: HTTP/1.1 Upgrade to "tcp", then bytes.
 func (s *server) portForward(w http.ResponseWriter, r *http.Request) error {
-	q := newQuery(r, "port")
-	port := q.number("port", 1, 65535)
+	q := query(r, "port")
+	port := q.Number("port", 1, 65535)
 	switch {
-	case q.err != nil:
-		return q.err
+	case q.Err() != nil:
+		return q.Err()
 	case port == nil:
 		return problem.Invalid("port", "must be given", "")
 	case r.ProtoMajor != 1 || !strings.EqualFold(r.Header.Get("Upgrade"), "tcp") || !hasToken(r.Header["Connection"], "upgrade"):

@@ -11,30 +11,15 @@ import (
 	"testing/fstest"
 
 	"cumulet.io/internal/sqldb"
-	"cumulet.io/internal/testenv"
+	"cumulet.io/internal/sqldb/sqldbtest"
 )
 
 // dialects runs f on each database that is there; open opens the same one again.
 func dialects(t *testing.T, f func(t *testing.T, open func() *sqldb.DB)) {
-	run := func(name string, dsn func(t *testing.T) string) {
-		t.Run(name, func(t *testing.T) {
-			address := dsn(t)
-			f(t, func() *sqldb.DB {
-				db, err := sqldb.Open(t.Context(), address)
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() {
-					if err := db.Close(); err != nil {
-						t.Error(err)
-					}
-				})
-				return db
-			})
-		})
-	}
-	run("sqlite", func(t *testing.T) string { return "sqlite:" + filepath.Join(t.TempDir(), "with space & %41?.db") })
-	run("postgres", func(t *testing.T) string { return testenv.Postgres(t) })
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
+		address := empty(t)
+		f(t, func() *sqldb.DB { return sqldbtest.Open(t, address) })
+	})
 }
 
 func TestOpenRefuses(t *testing.T) {

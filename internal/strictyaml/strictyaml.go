@@ -4,9 +4,11 @@
 package strictyaml
 
 import (
+	"bytes"
 	"encoding"
 	"errors"
 	"fmt"
+	"io"
 	"reflect"
 	"sort"
 	"strings"
@@ -20,25 +22,44 @@ const MaxBytes = 1 << 20
 // Decode reads one YAML document into v, a pointer to a struct. name is the file, for the errors. All unknown keys are
 // reported, not the first only. An empty document leaves v as it is, so that defaults stand.
 func Decode(name string, data []byte, v any) error {
-	if len(data) > MaxBytes {
-		return fmt.Errorf("%s: larger than %d bytes", name, MaxBytes)
-	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(data, &doc); err != nil {
+	root, err := Document(data)
+	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	if len(doc.Content) == 0 {
+	if root == nil {
 		return nil
 	}
 	var errs []error
-	check(name, "", doc.Content[0], reflect.TypeOf(v), &errs)
+	check(name, "", root, reflect.TypeOf(v), &errs)
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	if err := doc.Decode(v); err != nil {
+	if err := root.Decode(v); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
+}
+
+// Document reads the root of the one YAML document in data, of at most MaxBytes; nil for an empty one.
+func Document(data []byte) (*yaml.Node, error) {
+	if len(data) > MaxBytes {
+		return nil, fmt.Errorf("it is larger than %d bytes", MaxBytes)
+	}
+	d := yaml.NewDecoder(bytes.NewReader(data))
+	var doc, more yaml.Node
+	switch err := d.Decode(&doc); {
+	case errors.Is(err, io.EOF):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	if err := d.Decode(&more); !errors.Is(err, io.EOF) {
+		return nil, errors.New("it must be one YAML document")
+	}
+	if len(doc.Content) == 0 {
+		return nil, nil
+	}
+	return doc.Content[0], nil
 }
 
 func check(file, path string, n *yaml.Node, t reflect.Type, errs *[]error) {
@@ -88,11 +109,15 @@ func unknown(file, path string, k *yaml.Node, known map[string]reflect.Type) err
 		names = append(names, n)
 	}
 	sort.Strings(names)
-	hint := "; known here: " + strings.Join(names, ", ")
-	if near := Nearest(k.Value, names); near != "" {
-		hint = fmt.Sprintf("; did you mean %q?", near)
+	return fmt.Errorf("%s:%d:%d: unknown key %q%s", file, k.Line, k.Column, path, Hint(k.Value, names))
+}
+
+// Hint ends an error about a word that is none of the known ones: the nearest, or all of them.
+func Hint(word string, known []string) string {
+	if near := Nearest(word, known); near != "" {
+		return fmt.Sprintf("; did you mean %q?", near)
 	}
-	return fmt.Errorf("%s:%d:%d: unknown key %q%s", file, k.Line, k.Column, path, hint)
+	return "; known here: " + strings.Join(known, ", ")
 }
 
 // Fields gives the YAML keys of a struct type, inlined ones included.

@@ -29,6 +29,7 @@ func TestDecode(t *testing.T) {
 		{"both", "nam: 1\nony: {}\n", `did you mean "one"?`},
 		{"type", "one: {timeout: soon}\n", "cannot unmarshal"},
 		{"syntax", "a: [", "c.yaml: yaml:"},
+		{"two documents", "name: x\n---\nname: y\n", "c.yaml: it must be one YAML document"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var o outer

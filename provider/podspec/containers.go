@@ -46,7 +46,7 @@ func mounts(c *corev1.Container, at string, env *environment, services map[strin
 		sub := m.SubPath
 		if m.SubPathExpr != "" {
 			field := fmt.Sprintf("%s.volumeMounts[%d].subPathExpr", at, i)
-			for _, name := range references(m.SubPathExpr) {
+			for _, name := range cis.References(m.SubPathExpr) {
 				_, own := env.values[name]
 				_, service := services[name]
 				if !own && !service {

@@ -176,7 +176,7 @@ func (b *Builder) envVar(ctx context.Context, pod *corev1.Pod, c *corev1.Contain
 // expand resolves the references of a value. When one of them is known only when the sandbox is up, the result is a
 // template for then.
 func (e *environment) expand(s string, services map[string]string) (value string, later, secret bool) {
-	for _, name := range references(s) {
+	for _, name := range cis.References(s) {
 		v, ok := e.values[name]
 		secret = secret || ok && v.Secret
 		if ok && (v.Field != "" || v.Expand) {
@@ -184,22 +184,24 @@ func (e *environment) expand(s string, services map[string]string) (value string
 			e.used[name] = true
 		}
 	}
-	value = expand(s, later, func(name string) (string, bool) {
-		v, ok := e.values[name]
-		if !ok {
-			sv, ok := services[name]
-			if later {
-				sv = escape(sv)
+	if !later {
+		return cis.Expand(s, func(name string) (string, bool) {
+			if v, ok := e.values[name]; ok {
+				return v.Value, true
 			}
-			return sv, ok
-		}
+			v, ok := services[name]
+			return v, ok
+		}), false, secret
+	}
+	return cis.ExpandTemplate(s, func(name string) (string, bool) {
+		v, ok := e.values[name]
 		switch {
+		case !ok:
+			sv, ok := services[name]
+			return cis.EscapeTemplate(sv), ok
 		case v.Field != "" || v.Expand:
 			return "$(" + name + ")", true
-		case later:
-			return escape(v.Value), true
 		}
-		return v.Value, true
-	})
-	return value, later, secret
+		return cis.EscapeTemplate(v.Value), true
+	}), true, secret
 }

@@ -105,38 +105,6 @@ func fill(v reflect.Value) {
 	}
 }
 
-func FuzzExpand(f *testing.F) {
-	for _, s := range []string{"", "$", "$(", "$()", "$(A)", "$$(A)", "a$(A)b$(B)", "$(A", "$$$(A)"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		known := func(name string) (string, bool) {
-			if name == "A" {
-				return "1$(B)$$2", true
-			}
-			return "", false
-		}
-		once := expand(s, false, known)
-		// A template that is resolved later gives the same, whatever is put off.
-		template := expand(s, true, func(name string) (string, bool) {
-			if name == "A" {
-				return "$(A)", true
-			}
-			return "", false
-		})
-		if again := expand(template, false, known); again != once {
-			t.Fatalf("%q: %q at once, %q by way of %q", s, once, again, template)
-		}
-		early := expand(s, true, func(name string) (string, bool) {
-			v, ok := known(name)
-			return escape(v), ok
-		})
-		if again := expand(early, false, known); again != once && !strings.Contains(s, "$(B)") {
-			t.Fatalf("%q: %q at once, %q by way of %q", s, once, again, early)
-		}
-	})
-}
-
 func FuzzPullSecret(f *testing.F) {
 	f.Add([]byte(`{"auths":{"https://index.docker.io/v1/":{"auth":"dTpw"}}}`), true)
 	f.Add([]byte(`{"*.example.com":{"username":"u","password":"p"}}`), false)

@@ -15,7 +15,7 @@ import (
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
-	"cumulet.io/internal/testenv"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/registry"
 )
 
@@ -42,18 +42,9 @@ func (c *clock) advance(d time.Duration) {
 // cheap makes hashing fast.
 func cheap() HashCost { return HashCost{MemoryKiB: 64, Passes: 1} }
 
-func openDB(t testing.TB, dsn string) *sqldb.DB {
-	t.Helper()
-	db, err := sqldb.Open(t.Context(), dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return db
+// as is the login of a person by password.
+func as(name string) *registry.Login {
+	return &registry.Login{Account: registry.Account{Name: name, Kind: registry.Person}}
 }
 
 func openStore(t testing.TB, db *sqldb.DB, now func() time.Time) *Store {
@@ -66,16 +57,25 @@ func openStore(t testing.TB, db *sqldb.DB, now func() time.Time) *Store {
 }
 
 func TestDirectory(t *testing.T) {
-	t.Run("sqlite", func(t *testing.T) {
-		conformance(t, func(t testing.TB) string { return "sqlite:" + filepath.Join(t.TempDir(), "d.db") })
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
+		conformance(t, empty)
+		for name, test := range map[string]func(*testing.T, string){
+			"audit log":        testAudit,
+			"quota":            testQuota,
+			"teams and grants": testTeamsAndGrants,
+			"robots":           testRobots,
+			"API keys":         testAPIKeys,
+			"device logins":    testDeviceLogins,
+		} {
+			t.Run(name, func(t *testing.T) { test(t, empty(t)) })
+		}
 	})
-	t.Run("postgres", func(t *testing.T) { conformance(t, testenv.Postgres) })
 }
 
-// conformance holds on either database. dsn gives an empty one.
-func conformance(t *testing.T, dsn func(testing.TB) string) {
+// conformance holds on either database.
+func conformance(t *testing.T, empty func(testing.TB) string) {
 	clk := &clock{t: time.Date(2026, 3, 1, 0, 0, 0, 1, time.UTC)}
-	db := openDB(t, dsn(t))
+	db := sqldbtest.Open(t, empty(t))
 	s := openStore(t, db, clk.now)
 	ctx := context.Background()
 	person := func(name string) {
@@ -261,23 +261,23 @@ func conformance(t *testing.T, dsn func(testing.TB) string) {
 	})
 
 	t.Run("offline tokens", func(t *testing.T) {
-		token, err := s.NewOfflineToken(ctx, "ann", "registry", "docker\x00\xff")
+		token, err := s.NewOfflineToken(ctx, as("ann"), "registry", "docker\x00\xff")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a, err := s.UseOfflineToken(ctx, token, "registry"); err != nil || a.Name != "ann" {
+		if a, _, err := s.UseOfflineToken(ctx, token, "registry"); err != nil || a.Name != "ann" {
 			t.Errorf("UseOfflineToken = %v, %v", a, err)
 		}
-		_, err = s.UseOfflineToken(ctx, token, "cis")
+		_, _, err = s.UseOfflineToken(ctx, token, "cis")
 		is("other audience", err, problem.ErrUnauthenticated)
-		_, err = s.UseOfflineToken(ctx, token+"x", "registry")
+		_, _, err = s.UseOfflineToken(ctx, token+"x", "registry")
 		is("other token", err, problem.ErrUnauthenticated)
 		clk.advance(offlineIdle - time.Hour)
-		if _, err := s.UseOfflineToken(ctx, token, "registry"); err != nil {
+		if _, _, err := s.UseOfflineToken(ctx, token, "registry"); err != nil {
 			t.Error(err)
 		}
 		clk.advance(offlineIdle - time.Hour)
-		if _, err := s.UseOfflineToken(ctx, token, "registry"); err != nil {
+		if _, _, err := s.UseOfflineToken(ctx, token, "registry"); err != nil {
 			t.Errorf("used in between: %v", err)
 		}
 		if list, err := s.OfflineTokens(ctx, "ann"); err != nil || len(list) != 1 || list[0].Client != "docker??" {
@@ -286,42 +286,42 @@ func conformance(t *testing.T, dsn func(testing.TB) string) {
 		if err := s.RevokeOfflineToken(ctx, token); err != nil {
 			t.Fatal(err)
 		}
-		_, err = s.UseOfflineToken(ctx, token, "registry")
+		_, _, err = s.UseOfflineToken(ctx, token, "registry")
 		is("revoked", err, problem.ErrUnauthenticated)
 		if err := s.RevokeOfflineToken(ctx, token); err != nil {
 			t.Errorf("twice: %v", err)
 		}
-		idle, err := s.NewOfflineToken(ctx, "cat", "registry", "")
+		idle, err := s.NewOfflineToken(ctx, as("cat"), "registry", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		clk.advance(offlineIdle + time.Minute)
-		_, err = s.UseOfflineToken(ctx, idle, "registry")
+		_, _, err = s.UseOfflineToken(ctx, idle, "registry")
 		is("idle", err, problem.ErrUnauthenticated)
 
-		first, err := s.NewOfflineToken(ctx, "ann", "registry", "")
+		first, err := s.NewOfflineToken(ctx, as("ann"), "registry", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		for range maxOffline {
 			clk.advance(time.Second)
-			if _, err := s.NewOfflineToken(ctx, "ann", "registry", ""); err != nil {
+			if _, err := s.NewOfflineToken(ctx, as("ann"), "registry", ""); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if list, err := s.OfflineTokens(ctx, "ann"); err != nil || len(list) != maxOffline {
 			t.Errorf("%d tokens, %v", len(list), err)
 		}
-		_, err = s.UseOfflineToken(ctx, first, "registry")
+		_, _, err = s.UseOfflineToken(ctx, first, "registry")
 		is("pushed out", err, problem.ErrUnauthenticated)
-		last, err := s.NewOfflineToken(ctx, "ann", "registry", "")
+		last, err := s.NewOfflineToken(ctx, as("ann"), "registry", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := s.SetPassword(ctx, "ann", "a new password"); err != nil {
 			t.Fatal(err)
 		}
-		_, err = s.UseOfflineToken(ctx, last, "registry")
+		_, _, err = s.UseOfflineToken(ctx, last, "registry")
 		is("after the password changed", err, problem.ErrUnauthenticated)
 	})
 
@@ -405,7 +405,7 @@ func conformance(t *testing.T, dsn func(testing.TB) string) {
 
 func TestThrottle(t *testing.T) {
 	clk := &clock{t: time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)}
-	s := openStore(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "d.db")), clk.now)
+	s := openStore(t, sqldbtest.Open(t, sqldbtest.SQLite(t)), clk.now)
 	ctx := t.Context()
 	if err := s.CreateAccount(ctx, registry.Account{Name: "ann", Kind: registry.Person}, "pass-of-ann"); err != nil {
 		t.Fatal(err)
@@ -467,7 +467,7 @@ func TestThrottle(t *testing.T) {
 
 // A tenant that shares its address with a platform component cannot lock that component out.
 func TestServiceIsNotLockedOut(t *testing.T) {
-	s := openStore(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "d.db")), nil)
+	s := openStore(t, sqldbtest.Open(t, sqldbtest.SQLite(t)), nil)
 	ctx := t.Context()
 	account := registry.Account{Name: "kubelet", Kind: registry.Service, Platform: []string{"node"}}
 	if err := s.CreateAccount(ctx, account, "short-password"); !errors.Is(err, problem.ErrInvalid) {
@@ -495,7 +495,7 @@ func TestServiceIsNotLockedOut(t *testing.T) {
 }
 
 func TestParallelGuessesAreCounted(t *testing.T) {
-	s := openStore(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "d.db")), nil)
+	s := openStore(t, sqldbtest.Open(t, sqldbtest.SQLite(t)), nil)
 	if err := s.CreateAccount(t.Context(), registry.Account{Name: "ann", Kind: registry.Person}, "pass-of-ann"); err != nil {
 		t.Fatal(err)
 	}

@@ -6,8 +6,6 @@ package billtest
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -16,7 +14,7 @@ import (
 	"cumulet.io/billing/ledger"
 	"cumulet.io/billing/price"
 	"cumulet.io/internal/sqldb"
-	"cumulet.io/internal/testenv"
+	"cumulet.io/internal/sqldb/sqldbtest"
 )
 
 // Clock is moved by hand. Its wall clock may step, its monotonic clock does not.
@@ -65,7 +63,7 @@ func (c *Clock) Reboot(down time.Duration) {
 // SQLite opens a database in a directory of the test.
 func SQLite(t testing.TB) *sqldb.DB {
 	t.Helper()
-	return open(t, "sqlite:"+filepath.Join(t.TempDir(), "billing.db"))
+	return sqldbtest.Open(t, sqldbtest.SQLite(t))
 }
 
 // Book parses a price book.
@@ -129,34 +127,7 @@ versions:
 
 // EachDialect runs f on SQLite, and on PostgreSQL where its server is installed; newDB makes an empty database.
 func EachDialect(t *testing.T, f func(t *testing.T, newDB func(t testing.TB) *sqldb.DB)) {
-	t.Run("sqlite", func(t *testing.T) {
-		f(t, func(t testing.TB) *sqldb.DB { return SQLite(t) })
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
+		f(t, func(t testing.TB) *sqldb.DB { return sqldbtest.Open(t, empty(t)) })
 	})
-	t.Run("postgres", func(t *testing.T) {
-		dsn := testenv.Postgres(t)
-		n := 0
-		f(t, func(t testing.TB) *sqldb.DB {
-			n++
-			schema := fmt.Sprintf("billing_%d", n)
-			admin := open(t, dsn)
-			if _, err := admin.Exec("CREATE SCHEMA " + schema); err != nil {
-				t.Fatal(err)
-			}
-			return open(t, dsn+"&search_path="+schema)
-		})
-	})
-}
-
-func open(t testing.TB, dsn string) *sqldb.DB {
-	t.Helper()
-	db, err := sqldb.Open(context.Background(), dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return db
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,7 +18,7 @@ import (
 	"cumulet.io/cis/control/store"
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
-	"cumulet.io/internal/testenv"
+	"cumulet.io/internal/sqldb/sqldbtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -30,45 +29,14 @@ func TestConformance(t *testing.T) {
 		name string
 		run  func(t *testing.T, open func() *sqldb.DB)
 	}{{"store", testStore}, {"sealed", testSealed}, {"list", testList}, {"events", testEvents}, {"prune", testPrune}}
-	t.Run("sqlite", func(t *testing.T) {
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
 		for _, suite := range suites {
 			t.Run(suite.name, func(t *testing.T) {
-				path := filepath.Join(t.TempDir(), "cis.db")
-				suite.run(t, func() *sqldb.DB { return openDB(t, "sqlite:"+path) })
+				address := empty(t)
+				suite.run(t, func() *sqldb.DB { return sqldbtest.Open(t, address) })
 			})
 		}
 	})
-	t.Run("postgres", func(t *testing.T) {
-		server, err := url.Parse(testenv.Postgres(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		admin := openDB(t, server.String())
-		for _, suite := range suites {
-			t.Run(suite.name, func(t *testing.T) {
-				if _, err := admin.ExecContext(t.Context(), "CREATE DATABASE "+suite.name); err != nil {
-					t.Fatal(err)
-				}
-				mine := *server
-				mine.Path = "/" + suite.name
-				suite.run(t, func() *sqldb.DB { return openDB(t, mine.String()) })
-			})
-		}
-	})
-}
-
-func openDB(t testing.TB, dsn string) *sqldb.DB {
-	t.Helper()
-	db, err := sqldb.Open(t.Context(), dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return db
 }
 
 type clock struct {

@@ -8,6 +8,7 @@ import (
 
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cumulet.io/billing"
 	"cumulet.io/cis"
 )
 
@@ -216,6 +217,7 @@ func (a *actor) finish() {
 	}
 	a.cleaning = true
 	a.save()
+	a.retire()
 	v, s, m := a.rec.Verdict, a.subject(), a.meter
 	metered := v.Phase != cis.Rejected && !a.rec.StartedAt.IsZero() && a.e.cfg.Meter != nil
 	nothing := a.sandboxID == "" && a.sandboxWait == 0 && !a.adopt
@@ -242,7 +244,7 @@ func (a *actor) finish() {
 	})
 }
 
-func (a *actor) stopMeter(ctx context.Context, m Meter, s Subject, v *verdict) error {
+func (a *actor) stopMeter(ctx context.Context, m Meter, s billing.Subject, v *verdict) error {
 	if m == nil {
 		var err error
 		if m, err = a.e.cfg.Meter.Start(ctx, s); err != nil {

@@ -7,42 +7,6 @@ import (
 	"cumulet.io/cis"
 )
 
-func TestExpand(t *testing.T) {
-	known := map[string]string{"A": "1", "B": "two", "EMPTY": "", "DOLLAR": "$(A)"}
-	for _, c := range []struct{ in, want string }{
-		{"", ""},
-		{"plain", "plain"},
-		{"$(A)", "1"},
-		{"x$(A)y$(B)z", "x1ytwoz"},
-		{"$(EMPTY)", ""},
-		{"$(MISSING)", "$(MISSING)"},
-		{"$$(A)", "$(A)"},
-		{"$$$(A)", "$1"},
-		{"$$$$(A)", "$$(A)"},
-		{"$A", "$A"},
-		{"$", "$"},
-		{"a$", "a$"},
-		{"$(A", "$(A"},
-		{"$(A$(B)", "$(A$(B)"},
-		{"$()", "$()"},
-		{"$(DOLLAR)", "$(A)"}, // a value is not expanded again
-		{"$ (A)", "$ (A)"},
-	} {
-		if got := expand(c.in, known); got != c.want {
-			t.Errorf("expand(%q) = %q, want %q", c.in, got, c.want)
-		}
-	}
-}
-
-func FuzzExpand(f *testing.F) {
-	f.Add("$(A) $$ $(")
-	f.Fuzz(func(t *testing.T, s string) {
-		if got := expand(s, nil); len(got) > len(s) {
-			t.Errorf("expand(%q) grew to %q", s, got)
-		}
-	})
-}
-
 func TestEnviron(t *testing.T) {
 	vars := []cis.EnvVar{
 		{Name: "A", Value: "$(B)", Expand: true}, // B comes later

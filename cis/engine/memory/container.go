@@ -164,11 +164,7 @@ func (c *container) start(now time.Time) {
 	c.old, c.log = c.log, &logBuffer{}
 	c.probes = newProbes(c.spec, now)
 	c.env = environment(c.spec.Env, c.inst)
-	argv := append(slices.Clone(c.spec.Command), c.spec.Args...)
-	for i := range argv {
-		argv[i] = expandReferences(argv[i], c.env)
-	}
-	p, err := c.newProcess(argv)
+	p, err := c.newProcess(cis.ExpandAll(append(slices.Clone(c.spec.Command), c.spec.Args...), c.env))
 	if err != nil {
 		c.proc = &process{c: c, done: true, code: 128}
 		c.finish(now, 128, "StartError", err.Error())
@@ -253,41 +249,10 @@ func environment(list []cis.EnvVar, i *instance) map[string]string {
 		case v.Field != "":
 			env[v.Name] = hostIP
 		case v.Expand:
-			env[v.Name] = expandReferences(v.Value, env)
+			env[v.Name] = cis.Expand(v.Value, cis.Known(env))
 		default:
 			env[v.Name] = v.Value
 		}
 	}
 	return env
-}
-
-// expandReferences replaces $(NAME) by variables and $$ by $, as core/v1 has it; unknown names stay as they are.
-func expandReferences(s string, env map[string]string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] != '$' || i+1 == len(s) {
-			b.WriteByte(s[i])
-			continue
-		}
-		switch s[i+1] {
-		case '$':
-			b.WriteByte('$')
-			i++
-		case '(':
-			end := strings.IndexByte(s[i:], ')')
-			value, ok := "", false
-			if end > 0 {
-				value, ok = env[s[i+2:i+end]]
-			}
-			if !ok {
-				b.WriteByte('$')
-				continue
-			}
-			b.WriteString(value)
-			i += end
-		default:
-			b.WriteByte('$')
-		}
-	}
-	return b.String()
 }

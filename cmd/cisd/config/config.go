@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -75,7 +76,20 @@ type Registry struct {
 	AdminOrg  string `yaml:"adminOrg"`
 	// TokenTTL is how long a hubtoken lives.
 	TokenTTL time.Duration `yaml:"tokenTTL"`
+	// Webhooks is how events are sent.
+	Webhooks Webhooks `yaml:"webhooks"`
+	People   `yaml:",inline"`
 }
+
+// Webhooks is what the orgs' webhooks may do.
+type Webhooks struct {
+	// AllowNetworks are networks in CIDR notation that webhooks may call besides the public Internet: private and
+	// loopback ones are refused otherwise.
+	AllowNetworks []string `yaml:"allowNetworks"`
+}
+
+// Networks gives AllowNetworks parsed.
+func (w Webhooks) Networks() ([]netip.Prefix, error) { return networks(w.AllowNetworks) }
 
 // Storage is the registry's global object storage.
 type Storage struct {
@@ -115,6 +129,8 @@ type Control struct {
 	Quota Quota `yaml:"quota"`
 	// AllowPrivileged lets instances of class runc be privileged, which is root on this machine.
 	AllowPrivileged bool `yaml:"allowPrivileged"`
+	// Sandbox is the least isolation.
+	Sandbox Sandbox `yaml:"sandbox"`
 	// KeepEndedDays is how long the record of an ended instance is kept; reconciliation of a month needs it that long.
 	KeepEndedDays int `yaml:"keepEndedDays"`
 	CRI           CRI `yaml:"cri"`
@@ -140,6 +156,8 @@ type CRI struct {
 	// Bridge and Subnet of the instances' network.
 	Bridge string `yaml:"bridge"`
 	Subnet string `yaml:"subnet"`
+	// NodePorts are ports of this machine that instances may reach, as 53/udp; all others are closed to them.
+	NodePorts []string `yaml:"nodePorts"`
 	// AllowRuncDefault lets an instance that names no class run without isolation when the host has nothing stronger.
 	AllowRuncDefault bool `yaml:"allowRuncDefault"`
 	// CPU (vCPUs) and MemoryGiB are what instances may hold in all, by their size classes; 0 means what the machine has.
@@ -148,6 +166,8 @@ type CRI struct {
 	MemoryGiB int64 `yaml:"memoryGiB"`
 	// KataConfig is a Kata configuration file; empty means the shim's default.
 	KataConfig string `yaml:"kataConfig"`
+	// Kata is more of it.
+	Kata Kata `yaml:"kata"`
 }
 
 // Collector is Filebeat.
@@ -156,6 +176,8 @@ type Collector struct {
 	Filebeat string `yaml:"filebeat"`
 	// Disabled leaves shipping to an agent that the operator runs.
 	Disabled bool `yaml:"disabled"`
+	// KeepMiB is how much of a container's log stays on this machine once the log store has it; 0 means all.
+	KeepMiB int64 `yaml:"keepMiB"`
 }
 
 // Logs is the log store and its query API.
@@ -221,9 +243,11 @@ func Default() *Config {
 		Log:      Log{Level: "info"},
 		Tracing:  Tracing{SampleRatio: 0.1},
 		Node:     Node{Name: "cumulet-0", Region: "local", Address: "127.0.0.1"},
-		Registry: Registry{Listen: "127.0.0.1:5000", AdminUser: "admin", AdminOrg: "demo", TokenTTL: 5 * time.Minute},
+		Registry: Registry{Listen: "127.0.0.1:5000", AdminUser: "admin", AdminOrg: "demo", TokenTTL: 5 * time.Minute,
+			People: People{AuditDays: 365, OIDC: OIDC{UsernameClaim: "preferred_username", Role: "reader"}}},
 		Control: Control{Listen: "127.0.0.1:8440", Engine: "cri", KeepEndedDays: 62,
-			CRI: CRI{Bridge: "cumulet0", Subnet: "10.98.0.0/20"}},
+			CRI:       CRI{Bridge: "cumulet0", Subnet: "10.98.0.0/20", Kata: Kata{Hypervisor: "qemu"}},
+			Collector: Collector{KeepMiB: 50}},
 		Logs:    Logs{Listen: "127.0.0.1:8441", BulkListen: "127.0.0.1:8444", RetentionDays: 30, RetentionMonths: 13},
 		Billing: Billing{Listen: "127.0.0.1:8442", Interval: 2 * time.Second},
 		Kubelet: Kubelet{Org: "demo", Listen: "127.0.0.1:10250", ClusterDomain: "cluster.local", Workers: 16},
@@ -322,11 +346,18 @@ func (c *Config) check() error {
 			bad(key, "must be an http or https URL without credentials")
 		}
 	}
+	c.Registry.check(bad)
 	if net.ParseIP(c.Node.Address) == nil {
 		bad("node.address", "must be an IP address, not %q", c.Node.Address)
 	}
 	if _, _, err := net.ParseCIDR(c.Control.CRI.Subnet); err != nil {
 		bad("control.cri.subnet", "must be a CIDR as 10.98.0.0/20, not %q", c.Control.CRI.Subnet)
+	}
+	if c.Control.Collector.KeepMiB < 0 {
+		bad("control.collector.keepMiB", "must not be negative, not %d", c.Control.Collector.KeepMiB)
+	}
+	if _, err := c.Registry.Webhooks.Networks(); err != nil {
+		bad("registry.webhooks.allowNetworks", "%v", err)
 	}
 	if c.Control.Engine != "cri" && c.Control.Engine != "memory" {
 		bad("control.engine", "must be cri or memory, not %q", c.Control.Engine)
@@ -334,6 +365,7 @@ func (c *Config) check() error {
 	if c.Tracing.SampleRatio < 0 || c.Tracing.SampleRatio > 1 {
 		bad("tracing.sampleRatio", "must be from 0 to 1, not %v", c.Tracing.SampleRatio)
 	}
+	c.checkSandbox(bad)
 	switch c.Log.Level {
 	case "debug", "info", "warn", "error":
 	default:
