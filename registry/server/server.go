@@ -23,6 +23,7 @@ import (
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
+	"cumulet.io/registry/files"
 	"cumulet.io/registry/hubtoken"
 	"cumulet.io/registry/oci"
 	"cumulet.io/registry/token"
@@ -78,7 +79,12 @@ type Server struct {
 	tokens    *token.Service
 	images    *oci.Registry
 	webhooks  *webhook.Service
-	mux       *http.ServeMux
+	files     *files.Store
+	// content serves files: apart from the mux, which would send odd paths elsewhere.
+	content http.Handler
+	// base is the public URL without path.
+	base string
+	mux  *http.ServeMux
 }
 
 // New opens the registry: schema, keys, accounts, storage. It starts no listener.
@@ -108,7 +114,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 		cfg.Logger = slog.Default()
 	}
 	oci.BridgeLogs(cfg.Logger)
-	s := &Server{cfg: cfg, issuer: cmp.Or(cfg.Issuer, base)}
+	s := &Server{cfg: cfg, issuer: cmp.Or(cfg.Issuer, base), base: base}
 
 	if s.keys, err = hubtoken.OpenKeys(hubtoken.KeysConfig{Path: filepath.Join(cfg.Dir, "keys", "hubtoken.json"), Algorithm: cfg.KeyAlgorithm}); err != nil {
 		return nil, err
@@ -149,6 +155,9 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.openContent(ctx, outbox); err != nil {
+		return nil, err
+	}
 	s.routes()
 	return s, nil
 }
@@ -182,7 +191,12 @@ func (s *Server) routes() {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	actor := registry.Actor{Address: clientAddress(r, s.cfg.TrustedProxies)} // who it is comes with the token
-	s.mux.ServeHTTP(w, r.WithContext(registry.WithActor(r.Context(), actor)))
+	r = r.WithContext(registry.WithActor(r.Context(), actor))
+	if strings.HasPrefix(r.URL.Path, files.Prefix) {
+		s.content.ServeHTTP(w, r)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
 }
 
 // Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), and its
@@ -192,6 +206,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.rotate(ctx) })
 	group.Go(func() error { return s.directory.Run(ctx) })
 	group.Go(func() error { return s.webhooks.Run(ctx) })
+	group.Go(func() error { return s.files.Run(ctx) })
 	return group.Wait()
 }
 
