@@ -5,7 +5,7 @@
 #
 #   hack/tools.sh              everything
 #   hack/tools.sh NAME...      some of: debian-runtime debian-test containerd
-#                              cni gvisor devcluster filebeat lint images
+#                              cni gvisor devcluster filebeat helm lint images
 #   hack/tools.sh --print-bin  print the directory of the built binaries
 #   hack/tools.sh --print-cache
 #                              print the cache directory
@@ -28,7 +28,7 @@ set -euo pipefail
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$hack")
 cache=${CUMULET_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/cumulet}
-all=(debian-runtime containerd cni gvisor devcluster filebeat debian-test images lint)
+all=(debian-runtime containerd cni gvisor devcluster filebeat helm debian-test images lint)
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 die() { printf 'tools.sh: %s\n' "$*" >&2; exit 1; }
@@ -116,6 +116,7 @@ version_of() {
 	gvisor) module=gvisor.dev/gvisor ;;
 	devcluster) module=k8s.io/kubernetes ;;
 	filebeat) module=github.com/elastic/beats/v7 ;;
+	helm) module=helm.sh/helm/v4 ;;
 	lint) module=github.com/golangci/golangci-lint/v2 ;;
 	images) echo v1 && return ;;
 	*) die "unknown tool $1; known: ${all[*]}" ;;
@@ -195,6 +196,11 @@ build_devcluster() {
 build_filebeat() {
 	cd "$hack/filebeat"
 	go_build "$1" -ldflags "-s -w" .
+}
+
+build_helm() {
+	cd "$hack/helm"
+	go_build "$1" -ldflags "-s -w -X helm.sh/helm/v4/internal/version.version=$2" tool
 }
 
 build_lint() {

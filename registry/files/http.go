@@ -1,7 +1,6 @@
 package files
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -13,7 +12,6 @@ import (
 	"path"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -137,7 +135,7 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 // clientGone tells whether an error is of reading the request.
 func clientGone(r *http.Request, err error) bool {
-	return r.Context().Err() != nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errSlow)
+	return r.Context().Err() != nil || errors.Is(err, io.ErrUnexpectedEOF) || IsSlow(err)
 }
 
 func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, t target) error {
@@ -191,22 +189,12 @@ func (h *Handler) get(w http.ResponseWriter, r *http.Request, t target) error {
 	head.Set("Content-Security-Policy", "default-src 'none'; sandbox")
 	head.Set("Content-Disposition", disposition(path.Base(f.Path)))
 	head.Set("Cache-Control", "private, no-cache")
-	body := &lazySeeker{ctx: r.Context(), blobs: h.store.cfg.Blobs, digest: f.Digest, size: f.Size}
-	defer body.Close() //nolint:errcheck // only read
 	if r.Method == http.MethodGet && wholeOrStart(r.Header.Get("Range")) {
 		if err := h.store.emit(r.Context(), registry.EventPull, "", *f, account); err != nil {
 			h.log.WarnContext(r.Context(), "pull event is lost", "error", err)
 		}
 	}
-	sending := &slowWriter{ResponseWriter: w, control: http.NewResponseController(w)}
-	http.ServeContent(sending, r, "", f.CreatedAt, body)
-	_ = sending.control.SetWriteDeadline(time.Time{}) //nolint:errcheck // the connection's next answer has a time of its own
-	if body.err != nil {
-		h.log.ErrorContext(r.Context(), "file is broken off", "repository", f.Repository, "digest", f.Digest, "error", body.err)
-		// The client must not take what it has for the whole.
-		panic(http.ErrAbortHandler)
-	}
-	return nil
+	return ServeBlob(w, r, h.store.cfg.Blobs, f.Digest, f.Size, f.CreatedAt, h.log)
 }
 
 // wholeOrStart tells whether a request begins a download: a client's further ranges are the same pull.
@@ -297,7 +285,7 @@ func (h *Handler) put(w http.ResponseWriter, r *http.Request, t target) error {
 	if err != nil {
 		return err
 	}
-	f, made, err := h.store.Store(r.Context(), p, slowBody(w, r))
+	f, made, err := h.store.Store(r.Context(), p, SlowBody(w, r))
 	if err != nil {
 		return err
 	}
@@ -382,125 +370,4 @@ func (h *Handler) list(w http.ResponseWriter, r *http.Request, t target) error {
 	w.Header().Set("Cache-Control", "no-store")
 	_ = json.NewEncoder(w).Encode(out) //nolint:errcheck // the client has gone
 	return nil
-}
-
-// stall is how long a client may send or take nothing.
-const stall = time.Minute
-
-var errSlow = errors.New("the client has sent nothing for a minute")
-
-// slowBody is a request's body whose client must go on sending, so that none holds a connection for ever.
-func slowBody(w http.ResponseWriter, r *http.Request) io.Reader {
-	return &slowReader{r.Body, http.NewResponseController(w)}
-}
-
-type slowReader struct {
-	r       io.Reader
-	control *http.ResponseController
-}
-
-// Read implements io.Reader.
-func (s *slowReader) Read(p []byte) (int, error) {
-	_ = s.control.SetReadDeadline(time.Now().Add(stall)) //nolint:errcheck // where it is not to be had, the server's own holds
-	n, err := s.r.Read(p)
-	var timeout interface{ Timeout() bool }
-	if errors.As(err, &timeout) && timeout.Timeout() {
-		err = errSlow
-	}
-	if errors.Is(err, io.EOF) {
-		_ = s.control.SetReadDeadline(time.Time{}) //nolint:errcheck // as above
-	}
-	return n, err
-}
-
-type slowWriter struct {
-	http.ResponseWriter
-	control *http.ResponseController
-	refused bool
-}
-
-// WriteHeader implements http.ResponseWriter. The refusal of a range is a problem here too.
-func (s *slowWriter) WriteHeader(status int) {
-	if status != http.StatusRequestedRangeNotSatisfiable {
-		s.ResponseWriter.WriteHeader(status)
-		return
-	}
-	s.refused = true
-	s.Header().Set("Content-Type", "application/problem+json")
-	s.Header().Del("Content-Length")
-	s.ResponseWriter.WriteHeader(status)
-	d := problem.Document{Type: "about:blank", Title: "Range not satisfiable", Status: status, Detail: "the file has no such range; Content-Range has its size", Field: "Range"}
-	_ = json.NewEncoder(s.ResponseWriter).Encode(d) //nolint:errcheck // the client has gone
-}
-
-// Write implements io.Writer.
-func (s *slowWriter) Write(p []byte) (int, error) {
-	if s.refused {
-		return len(p), nil
-	}
-	_ = s.control.SetWriteDeadline(time.Now().Add(stall)) //nolint:errcheck // as above
-	return s.ResponseWriter.Write(p)
-}
-
-// lazySeeker opens content where it is first read, so that a range costs what it holds.
-type lazySeeker struct {
-	//nolint:containedctx // a reader takes none
-	ctx    context.Context
-	blobs  Blobs
-	digest digest.Digest
-	size   int64
-	at     int64
-	open   io.ReadCloser
-	err    error
-}
-
-// Seek implements io.Seeker.
-func (s *lazySeeker) Seek(offset int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekCurrent:
-		offset += s.at
-	case io.SeekEnd:
-		offset += s.size
-	}
-	if offset < 0 || offset > s.size {
-		return 0, errors.New("seek outside of the content")
-	}
-	if offset != s.at {
-		if err := s.Close(); err != nil {
-			return 0, err
-		}
-	}
-	s.at = offset
-	return offset, nil
-}
-
-// Read implements io.Reader.
-func (s *lazySeeker) Read(p []byte) (int, error) {
-	if s.at >= s.size {
-		return 0, io.EOF
-	}
-	if s.open == nil {
-		if s.open, s.err = s.blobs.Open(s.ctx, s.digest, s.at); s.err != nil {
-			return 0, s.err
-		}
-	}
-	n, err := s.open.Read(p)
-	s.at += int64(n)
-	if errors.Is(err, io.EOF) && s.at < s.size {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		s.err = err
-	}
-	return n, err
-}
-
-// Close implements io.Closer.
-func (s *lazySeeker) Close() error {
-	if s.open == nil {
-		return nil
-	}
-	err := s.open.Close()
-	s.open = nil
-	return err
 }

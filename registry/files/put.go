@@ -52,7 +52,7 @@ func (s *Store) Store(ctx context.Context, p Put, src io.Reader) (f *File, made 
 	if p.Length > s.cfg.MaxBytes {
 		return nil, false, s.tooLarge()
 	}
-	room, err := s.room(ctx, p.Repository, p.Length)
+	room, err := s.Room(ctx, p.Repository, p.Length)
 	if err != nil {
 		return nil, false, err
 	}
@@ -96,7 +96,7 @@ func (s *Store) finish(ctx context.Context, p Put, c content) (*File, bool, erro
 		s.drop(ctx, c)
 		return nil, false, err
 	}
-	s.releaseSoon(ctx)
+	s.Collect(ctx)
 	if made {
 		return &f, true, s.announcePush(ctx, &f, c.owner)
 	}
@@ -129,8 +129,8 @@ func noRoom(repository string) error {
 	return problem.New(problem.ErrExhausted, "the quota of the organisation %q is used up: delete something or ask the operator for more", org)
 }
 
-// room tells how many bytes a file may have for its org's quota; ErrExhausted when length is more, or nothing is left.
-func (s *Store) room(ctx context.Context, repository string, length int64) (int64, error) {
+// Room tells how many bytes a file may have for its org's quota; ErrExhausted when length is more, or nothing is left.
+func (s *Store) Room(ctx context.Context, repository string, length int64) (int64, error) {
 	if s.cfg.Quotas == nil {
 		return s.cfg.MaxBytes, nil
 	}

@@ -189,8 +189,8 @@ type content struct {
 	size   int64
 }
 
-// garbage has content released when the transaction is committed.
-func (s *Store) garbage(ctx context.Context, tx *sql.Tx, owner string, d digest.Digest) error {
+// Garbage has content released when the transaction is committed.
+func (s *Store) Garbage(ctx context.Context, tx *sql.Tx, owner string, d digest.Digest) error {
 	_, err := tx.ExecContext(ctx, s.cfg.DB.Q(`INSERT INTO registry_file_garbage (owner, digest) VALUES (?, ?) ON CONFLICT (owner) DO NOTHING`), owner, d)
 	return err
 }
@@ -239,7 +239,7 @@ func (s *Store) commit(ctx context.Context, f File, c content, replace string) (
 			return err
 		}
 		if there == f.Digest && (mediaType == f.MediaType || replace == "") {
-			return s.garbage(ctx, tx, c.owner, c.digest) // stored a second time
+			return s.Garbage(ctx, tx, c.owner, c.digest) // stored a second time
 		}
 		if replace == "" {
 			return problem.New(problem.ErrConflict, "%s has other content under version %s: choose another version, or replace it with If-Match", f.Path, f.Version)
@@ -254,7 +254,7 @@ func (s *Store) commit(ctx context.Context, f File, c content, replace string) (
 			return errors.Join(err, problem.New(problem.ErrConflict, "%s of version %s is being changed by another client", f.Path, f.Version))
 		}
 		made = true
-		return s.garbage(ctx, tx, owner, there)
+		return s.Garbage(ctx, tx, owner, there)
 	})
 	if err != nil {
 		return false, fmt.Errorf("store file: %w", err)
@@ -289,12 +289,12 @@ func (s *Store) Delete(ctx context.Context, repository, path, version, expected,
 		if err != nil {
 			return err
 		}
-		return s.garbage(ctx, tx, owner, f.Digest)
+		return s.Garbage(ctx, tx, owner, f.Digest)
 	})
 	if err != nil {
 		return fmt.Errorf("delete file: %w", err)
 	}
-	s.releaseSoon(ctx)
+	s.Collect(ctx)
 	return nil
 }
 
@@ -331,7 +331,7 @@ func (s *Store) DeleteRepository(ctx context.Context, repository string) error {
 	if err != nil {
 		return fmt.Errorf("delete files of %s: %w", repository, err)
 	}
-	s.releaseSoon(ctx)
+	s.Collect(ctx)
 	return nil
 }
 

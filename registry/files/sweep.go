@@ -35,8 +35,8 @@ func (s *Store) Sweep(ctx context.Context) error {
 	return s.release(ctx)
 }
 
-// releaseSoon releases what was just deleted; what fails is left to Run.
-func (s *Store) releaseSoon(ctx context.Context) {
+// Collect releases what was just deleted; what fails is left to Run.
+func (s *Store) Collect(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	if err := s.release(ctx); err != nil {

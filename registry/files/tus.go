@@ -78,7 +78,7 @@ func (h *Handler) create(w http.ResponseWriter, r *http.Request, t target) error
 	}
 	w.Header().Set("Location", Prefix+t.repository+uploadSeparator+url.PathEscape(u.ID))
 	if withBody || length == 0 {
-		if u, err = h.store.Append(r.Context(), t.repository, u.ID, 0, slowBody(w, r)); err != nil && (u == nil || u.Offset == 0) {
+		if u, err = h.store.Append(r.Context(), t.repository, u.ID, 0, SlowBody(w, r)); err != nil && (u == nil || u.Offset == 0) {
 			return err
 		}
 		w.Header().Set("Upload-Offset", strconv.FormatInt(u.Offset, 10))
@@ -153,7 +153,7 @@ func (h *Handler) patch(w http.ResponseWriter, r *http.Request, t target) error 
 	if err != nil || offset < 0 {
 		return problem.Invalid("Upload-Offset", "must be where the body begins", r.Header.Get("Upload-Offset"))
 	}
-	u, err := h.store.Append(r.Context(), t.repository, t.upload, offset, slowBody(w, r))
+	u, err := h.store.Append(r.Context(), t.repository, t.upload, offset, SlowBody(w, r))
 	if u != nil {
 		w.Header().Set("Upload-Offset", strconv.FormatInt(u.Offset, 10))
 		expiry(w, u)

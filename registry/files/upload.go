@@ -43,7 +43,7 @@ func (s *Store) NewUpload(ctx context.Context, p Put) (*Upload, error) {
 	if p.Length > s.cfg.MaxBytes {
 		return nil, s.tooLarge()
 	}
-	if _, err := s.room(ctx, p.Repository, p.Length); err != nil {
+	if _, err := s.Room(ctx, p.Repository, p.Length); err != nil {
 		return nil, err
 	}
 	id, err := uuid.NewRandom() // knowing one must not tell others
@@ -276,7 +276,7 @@ func (s *Store) complete(ctx context.Context, u *Upload) error {
 		return fmt.Errorf("finish upload: %w", err)
 	}
 	u.Finished = true
-	s.releaseSoon(ctx)
+	s.Collect(ctx)
 	return nil
 }
 
@@ -297,7 +297,7 @@ func (s *Store) EndUpload(ctx context.Context, repository, id string) error {
 	if err := s.endUpload(ctx, id); err != nil {
 		return err
 	}
-	s.releaseSoon(ctx)
+	s.Collect(ctx)
 	return nil
 }
 

@@ -10,21 +10,35 @@ import (
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/registry"
+	"cumulet.io/registry/charts"
 	"cumulet.io/registry/files"
 	"cumulet.io/registry/hubtoken"
 )
 
-// openContent opens the stores of files.
+// openContent opens the stores of files and charts.
 func (s *Server) openContent(ctx context.Context, outbox registry.Outbox) error {
 	blobs, err := files.OpenDir(filepath.Join(s.cfg.Dir, "files"))
 	if err != nil {
 		return err
 	}
-	s.files, err = files.New(ctx, files.Config{DB: s.cfg.DB, Blobs: blobs, Directory: s.directory, Quotas: s.directory, Outbox: outbox, Logger: s.cfg.Logger})
+	s.files, err = files.New(ctx, files.Config{DB: s.cfg.DB, Blobs: blobs, Directory: s.directory, Quotas: s.directory, Outbox: outbox, Logger: s.cfg.Logger,
+		Usage: func(ctx context.Context, org string) (int64, error) { return s.charts.Usage(ctx, org) }})
 	if err != nil {
 		return err
 	}
-	s.content = s.audited(files.NewHandler(s.files, contentAccess{s}))
+	s.charts, err = charts.New(ctx, charts.Config{DB: s.cfg.DB, Blobs: blobs, Space: s.files, Directory: s.directory, Outbox: outbox, Logger: s.cfg.Logger})
+	if err != nil {
+		return err
+	}
+	access := contentAccess{s}
+	file, chart := s.audited(files.NewHandler(s.files, access)), s.audited(charts.NewHandler(s.charts, access))
+	s.content = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, charts.Prefix) {
+			chart.ServeHTTP(w, r)
+			return
+		}
+		file.ServeHTTP(w, r)
+	})
 	return nil
 }
 

@@ -22,6 +22,7 @@ import (
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
+	"cumulet.io/registry/charts"
 	"cumulet.io/registry/directory"
 	"cumulet.io/registry/files"
 	"cumulet.io/registry/hubtoken"
@@ -80,7 +81,8 @@ type Server struct {
 	images    *oci.Registry
 	webhooks  *webhook.Service
 	files     *files.Store
-	// content serves files: apart from the mux, which would send odd paths elsewhere.
+	charts    *charts.Store
+	// content serves files and charts: apart from the mux, which would send odd paths elsewhere.
 	content http.Handler
 	// base is the public URL without path.
 	base string
@@ -192,7 +194,7 @@ func (s *Server) routes() {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	actor := registry.Actor{Address: clientAddress(r, s.cfg.TrustedProxies)} // who it is comes with the token
 	r = r.WithContext(registry.WithActor(r.Context(), actor))
-	if strings.HasPrefix(r.URL.Path, files.Prefix) {
+	if strings.HasPrefix(r.URL.Path, files.Prefix) || strings.HasPrefix(r.URL.Path, charts.Prefix) {
 		s.content.ServeHTTP(w, r)
 		return
 	}
