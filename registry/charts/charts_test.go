@@ -201,8 +201,8 @@ func TestCharts(t *testing.T) {
 		}
 		f.want(201, "POST", api, chart(t, "web", "1.10.0-rc.1"))
 		f.want(201, "POST", api, chart(t, "web", "1.10.0+build.5"))
-		f.want(201, "POST", "/charts/api/acme/twins/charts", chart(t, "web-1.2.3", "4.5.6"))
-		f.want(200, "GET", "/charts/acme/twins/web-1.2.3-4.5.6.tgz", nil)
+		f.want(201, "POST", "/charts/api/beta/twins/charts", chart(t, "web-1.2.3", "4.5.6"))
+		f.want(200, "GET", "/charts/beta/twins/web-1.2.3-4.5.6.tgz", nil)
 		f.events = nil
 		// As a form, with its provenance file first.
 		db := chart(t, "my-db", "0.1.0")
@@ -447,7 +447,7 @@ func TestSplitFileName(t *testing.T) {
 	for file, want := range map[string]string{
 		"web-1.0.0.tgz": "web 1.0.0", "my-db-2-1.0.0.tgz": "my-db-2 1.0.0", "web-1.0.0-rc.1.tgz": "web 1.0.0-rc.1", "web-1.0.0+b.5.tgz": "web 1.0.0+b.5",
 		"web-1.2.3-4.5.6.tgz": "web 1.2.3-4.5.6, web-1.2.3 4.5.6",
-		"web.tgz": "", "web-1.tgz": "", "-1.0.0.tgz": "", "web-1.0.0": "", "../web-1.0.0.tgz": "",
+		"web.tgz":             "", "web-1.tgz": "", "-1.0.0.tgz": "", "web-1.0.0": "", "../web-1.0.0.tgz": "",
 	} {
 		var got []string
 		for _, r := range splitFileName(file) {
