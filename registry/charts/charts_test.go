@@ -27,6 +27,7 @@ import (
 	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
 	"cumulet.io/registry/files"
+	"cumulet.io/registry/files/filestest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -68,7 +69,7 @@ func start(t testing.TB, dsn string) *fixture {
 			t.Error(err)
 		}
 	})
-	blobs, err := files.OpenDir(filepath.Join(t.TempDir(), "blobs"))
+	blobs, err := filestest.OpenDir(filepath.Join(t.TempDir(), "blobs"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,9 @@ import (
 
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/internal/testenv"
+	"cumulet.io/registry/gos"
+	gosdir "cumulet.io/registry/gos/dir"
+	"cumulet.io/registry/gos/tracker"
 )
 
 const (
@@ -34,11 +37,20 @@ func serveChild(dir, addr string) error {
 	if err != nil {
 		return err
 	}
-	blobs, err := OpenDir(filepath.Join(dir, "blobs"))
+	// The blob space as it is in production.
+	store, err := gosdir.Open(filepath.Join(dir, "blobs"))
 	if err != nil {
 		return err
 	}
-	s, err := New(ctx, Config{DB: db, Blobs: blobs, Directory: noDirectory{}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	t, err := tracker.Open(ctx, db, tracker.Config{})
+	if err != nil {
+		return err
+	}
+	region, err := gos.New(gos.Config{Name: "local", Stores: map[string]gos.ObjectStore{"local": store}, Tracker: t})
+	if err != nil {
+		return err
+	}
+	s, err := New(ctx, Config{DB: db, Blobs: region, Directory: noDirectory{}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		return err
 	}

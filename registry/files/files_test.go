@@ -28,6 +28,7 @@ import (
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
+	"cumulet.io/registry/files/filestest"
 )
 
 func TestMain(m *testing.M) {
@@ -76,7 +77,7 @@ func openStore(t testing.TB, dsn, dir string, options ...func(*Config)) (*Store,
 			t.Error(err)
 		}
 	})
-	blobs, err := OpenDir(dir)
+	blobs, err := filestest.OpenDir(dir)
 	if err != nil {
 		return nil, err
 	}

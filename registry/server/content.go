@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"strings"
 
 	"cumulet.io/internal/problem"
@@ -17,16 +16,20 @@ import (
 
 // openContent opens the stores of files and charts.
 func (s *Server) openContent(ctx context.Context, outbox registry.Outbox) error {
-	blobs, err := files.OpenDir(filepath.Join(s.cfg.Dir, "files"))
+	var err error
+	s.files, err = files.New(ctx, files.Config{DB: s.cfg.DB, Blobs: s.storage, Directory: s.directory, Quotas: s.directory, Outbox: outbox, Logger: s.cfg.Logger,
+		Usage: func(ctx context.Context, org string) (int64, error) {
+			images, err := s.index.Used(ctx, org)
+			if err != nil {
+				return 0, err
+			}
+			packed, err := s.charts.Usage(ctx, org)
+			return images + packed, err
+		}})
 	if err != nil {
 		return err
 	}
-	s.files, err = files.New(ctx, files.Config{DB: s.cfg.DB, Blobs: blobs, Directory: s.directory, Quotas: s.directory, Outbox: outbox, Logger: s.cfg.Logger,
-		Usage: func(ctx context.Context, org string) (int64, error) { return s.charts.Usage(ctx, org) }})
-	if err != nil {
-		return err
-	}
-	s.charts, err = charts.New(ctx, charts.Config{DB: s.cfg.DB, Blobs: blobs, Space: s.files, Directory: s.directory, Outbox: outbox, Logger: s.cfg.Logger})
+	s.charts, err = charts.New(ctx, charts.Config{DB: s.cfg.DB, Blobs: s.storage, Space: s.files, Directory: s.directory, Outbox: outbox, Logger: s.cfg.Logger})
 	if err != nil {
 		return err
 	}
@@ -40,6 +43,28 @@ func (s *Server) openContent(ctx context.Context, outbox registry.Outbox) error 
 		file.ServeHTTP(w, r)
 	})
 	return nil
+}
+
+// imageQuotas are an org's bounds for images: what its files and charts leave.
+type imageQuotas struct{ server *Server }
+
+// Quota implements registry.Quotas.
+func (q imageQuotas) Quota(ctx context.Context, org string) (registry.Quota, error) {
+	s := q.server
+	quota, err := s.directory.Quota(ctx, org)
+	if err != nil || quota.Bytes == 0 {
+		return quota, err
+	}
+	plain, err := s.files.Usage(ctx, org)
+	if err != nil {
+		return quota, err
+	}
+	packed, err := s.charts.Usage(ctx, org)
+	if err != nil {
+		return quota, err
+	}
+	quota.Bytes = max(1, quota.Bytes-plain-packed) // 0 would be no bound
+	return quota, nil
 }
 
 // contentAccess decides on files and charts. Their clients send a hubtoken, or user name and password with each request

@@ -25,7 +25,10 @@ import (
 	"cumulet.io/registry/charts"
 	"cumulet.io/registry/directory"
 	"cumulet.io/registry/files"
+	"cumulet.io/registry/gos"
+	"cumulet.io/registry/gos/driver"
 	"cumulet.io/registry/hubtoken"
+	"cumulet.io/registry/index"
 	"cumulet.io/registry/oci"
 	"cumulet.io/registry/token"
 	"cumulet.io/registry/webhook"
@@ -35,7 +38,7 @@ import (
 type Config struct {
 	// DB keeps the directory. It stays the caller's to close.
 	DB *sqldb.DB
-	// Dir keeps token keys and the upload secret, and blobs unless Driver says otherwise.
+	// Dir keeps token keys and the upload secret, and blobs unless Storage says otherwise.
 	Dir string
 	// PublicURL is how clients reach this server, such as https://hub.example: without path.
 	PublicURL string
@@ -52,9 +55,9 @@ type Config struct {
 	Bootstrap directory.Bootstrap
 	// HashCost is for passwords; zero is right for production.
 	HashCost directory.HashCost
-	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
-	Driver     string
-	Parameters map[string]any
+	// Storage is where blobs are kept. Without stores it is one region with a directory under Dir, and without a tracker
+	// that is in DB. Its References and Logger are the server's to set.
+	Storage gos.Config
 	// Outbox is given every event besides the webhooks; nil is nobody.
 	Outbox registry.Outbox
 	// WebhookNetworks are networks that webhooks may call besides the public Internet.
@@ -66,6 +69,8 @@ type Config struct {
 	// TrustedProxies are the networks of proxies whose X-Forwarded-For tells a client's address, for the throttle of
 	// guesses and the audit log.
 	TrustedProxies []netip.Prefix
+	// Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
+	Patience time.Duration
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -78,6 +83,8 @@ type Server struct {
 	verifier  hubtoken.Verifier
 	directory *directory.Store
 	tokens    *token.Service
+	index     *index.Store
+	storage   *gos.Region
 	images    *oci.Registry
 	webhooks  *webhook.Service
 	files     *files.Store
@@ -147,18 +154,23 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	parameters := cfg.Parameters
-	if cfg.Driver == "" && parameters == nil {
-		parameters = map[string]any{"rootdirectory": filepath.Join(cfg.Dir, "blobs")}
+	if s.index, err = index.Open(ctx, cfg.DB, index.Config{}); err != nil {
+		return nil, err
 	}
-	s.images, err = oci.New(oci.Config{Directory: s.directory, Verifier: s.verifier, Realm: base + "/token", Service: public.Host,
-		Driver: cfg.Driver, Parameters: parameters, SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"),
-		Outbox: outbox, Logger: cfg.Logger})
-	if err != nil {
+	cfg.Storage.References = s.index
+	if s.storage, err = openStorage(ctx, cfg); err != nil {
 		return nil, err
 	}
 	if err := s.openContent(ctx, outbox); err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.storage.Close())
+	}
+	driver.Register()
+	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: imageQuotas{s},
+		Auditor: s.directory, Blobs: s.storage, Patience: cfg.Patience, Realm: base + "/token", Service: public.Host,
+		Driver: driver.Name, Parameters: map[string]any{driver.ParameterRegion: s.storage},
+		SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"), Outbox: outbox, Logger: cfg.Logger})
+	if err != nil {
+		return nil, errors.Join(err, s.storage.Close())
 	}
 	s.routes()
 	return s, nil
@@ -166,7 +178,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 
 func (s *Server) routes() {
 	s.mux = http.NewServeMux()
-	s.mux.Handle("/v2/", s.images)
+	s.mux.Handle("/v2/", gos.Unavailable(s.images))
 	s.tokens.Register(s.mux)
 	s.mux.HandleFunc("GET /.well-known/jwks.json", s.jwks)
 	s.mux.HandleFunc("GET /v1/openapi/registry.yaml", func(w http.ResponseWriter, _ *http.Request) {
@@ -201,12 +213,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r)
 }
 
-// Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), and its
-// webhooks, which it sends.
+// Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), its storage
+// (see gos.Region.Run), its images (see oci.Registry.Run), its files, and its webhooks, which it sends.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.rotate(ctx) })
 	group.Go(func() error { return s.directory.Run(ctx) })
+	group.Go(func() error { return s.storage.Run(ctx) })
+	group.Go(func() error { return s.images.Run(ctx) })
 	group.Go(func() error { return s.webhooks.Run(ctx) })
 	group.Go(func() error { return s.files.Run(ctx) })
 	return group.Wait()
@@ -229,7 +243,10 @@ func (s *Server) rotate(ctx context.Context) error {
 }
 
 // Close ends background work. The database stays open.
-func (s *Server) Close() error { return s.images.Close() }
+func (s *Server) Close() error { return errors.Join(s.images.Close(), s.storage.Close()) }
+
+// Storage is where the registry's content is.
+func (s *Server) Storage() *gos.Region { return s.storage }
 
 // Issuer is the iss of this server's tokens.
 func (s *Server) Issuer() string { return s.issuer }
@@ -249,14 +266,23 @@ func (s *Server) Quotas() registry.Quotas { return s.directory }
 // Directory is the store of accounts, orgs and repositories.
 func (s *Server) Directory() *directory.Store { return s.directory }
 
+// Index is what the registry holds, as rows; its Live tells garbage collection what is needed.
+func (s *Server) Index() *index.Store { return s.index }
+
+// Images is the image registry.
+func (s *Server) Images() *oci.Registry { return s.images }
+
 // Tokens is the token service; its Delegate makes credentials for pulling an instance's images.
 func (s *Server) Tokens() *token.Service { return s.tokens }
 
 // RotateKeys replaces the signing key now. Live tokens stay valid until they expire.
 func (s *Server) RotateKeys() error { return s.keys.Rotate() }
 
-// Check tells whether the registry can serve: its database answers.
+// Check tells whether the registry can serve: its database and the storage's tracker answer.
 func (s *Server) Check(ctx context.Context) error {
+	if err := s.storage.Check(ctx); err != nil {
+		return err
+	}
 	if err := s.cfg.DB.PingContext(ctx); err != nil {
 		return fmt.Errorf("registry database: %w", err)
 	}

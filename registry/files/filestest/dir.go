@@ -1,4 +1,5 @@
-package files
+// Package filestest keeps content for the tests of what stands on files.Blobs, which must see what is stored and what is not.
+package filestest
 
 import (
 	"context"
@@ -17,7 +18,7 @@ import (
 	"cumulet.io/internal/problem"
 )
 
-// Dir is a Blobs of one machine and process: a directory for each digest, with the content and an empty file for each
+// Dir is a files.Blobs of one machine and process: a directory for each digest, with the content and an empty file for each
 // owner, so that it goes with the last of them.
 type Dir struct {
 	root string
@@ -51,7 +52,7 @@ func (d *Dir) lock(dg digest.Digest) *sync.Mutex {
 
 func ownerName(owner string) string { return "owner-" + digest.FromString(owner).Encoded() }
 
-// Put implements Blobs.
+// Put implements files.Blobs.
 func (d *Dir) Put(_ context.Context, owner string, src io.Reader) (dg digest.Digest, size int64, err error) {
 	tmp := filepath.Join(d.root, "tmp", rand.Text())
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -99,7 +100,7 @@ func syncDir(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Open implements Blobs.
+// Open implements files.Blobs.
 func (d *Dir) Open(_ context.Context, dg digest.Digest, offset int64) (io.ReadCloser, error) {
 	if err := dg.Validate(); err != nil {
 		return nil, problem.Invalid("digest", "must be a digest", dg)
@@ -117,7 +118,7 @@ func (d *Dir) Open(_ context.Context, dg digest.Digest, offset int64) (io.ReadCl
 	return f, nil
 }
 
-// Release implements Blobs.
+// Release implements files.Blobs.
 func (d *Dir) Release(_ context.Context, owner string, dg digest.Digest) error {
 	if err := dg.Validate(); err != nil {
 		return problem.Invalid("digest", "must be a digest", dg)
