@@ -66,11 +66,8 @@ func start(b *testing.B) *started {
 	p := platform.Start(b, platform.Options{Kubernetes: true, Set: []string{"log.level=info"}})
 	s := &started{Platform: p, image: p.Push("demo/hello:1"), kube: client(b, p.Kubeconfig), seen: map[string]bool{}}
 	p.Login()
-	for {
-		if _, err := s.kube.CoreV1().ServiceAccounts("default").Get(b.Context(), "default", metav1.GetOptions{}); err == nil {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
+	if err := serviceAccount(b.Context(), s.kube); err != nil {
+		b.Fatal(err)
 	}
 	if _, err := p.Kubectl("", "create", "secret", "docker-registry", "registry", "--docker-server="+p.Registry, "--docker-username=admin", "--docker-password="+p.Password()); err != nil {
 		b.Fatal(err)
@@ -102,7 +99,7 @@ func (s *started) platformStart(ctx context.Context, name, class string) (time.D
 	if err := s.kube.CoreV1().Pods("default").Delete(ctx, made.Name, metav1.DeleteOptions{}); err != nil {
 		return 0, err
 	}
-	return at.Sub(t0), s.drain(ctx)
+	return at.Sub(t0), drain(ctx, s.kube)
 }
 
 // newLog waits for the log file of an instance that was not there before.
@@ -122,21 +119,6 @@ func (s *started) newLog(ctx context.Context) (string, error) {
 		case <-ctx.Done():
 			return "", fmt.Errorf("no log appears: %w", ctx.Err())
 		case <-time.After(5 * time.Millisecond):
-		}
-	}
-}
-
-// drain waits until no pod is left.
-func (s *started) drain(ctx context.Context) error {
-	for {
-		list, err := s.kube.CoreV1().Pods("default").List(ctx, metav1.ListOptions{})
-		if err != nil || len(list.Items) == 0 {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%d pods are left: %w", len(list.Items), ctx.Err())
-		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
@@ -222,7 +204,7 @@ func BenchmarkMassStart(b *testing.B) {
 			if err := s.kube.CoreV1().Pods("default").DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 				b.Fatal(err)
 			}
-			if err := s.drain(ctx); err != nil {
+			if err := drain(ctx, s.kube); err != nil {
 				b.Fatal(err)
 			}
 			report(b, ours, raw, "cpu-s")

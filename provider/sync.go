@@ -83,6 +83,9 @@ func (p *Provider) sync(ctx context.Context, uid types.UID) (again time.Duration
 func (p *Provider) keep(ctx context.Context, v *view) (time.Duration, error) {
 	in := v.instance
 	base := v.worker.base(v.pod)
+	if again := holdBack(base, in, time.Now()); again > 0 {
+		return again, nil
+	}
 	if err := p.write(ctx, v, podStatus(v.pod, base, in, time.Now()), annotations(in)); err != nil {
 		return 0, err
 	}
@@ -95,6 +98,27 @@ func (p *Provider) keep(ctx context.Context, v *view) (time.Duration, error) {
 	}
 	p.tellChanges(v)
 	return p.refresh(ctx, v)
+}
+
+// startupQuiet is how long the status of an instance that only starts is held back.
+const startupQuiet = 500 * time.Millisecond
+
+// holdBack says for how long nothing is to be written of an instance that has just been made and that starts without
+// trouble: most run within that time, and one write then tells all.
+func holdBack(base *corev1.PodStatus, in *cis.Instance, now time.Time) time.Duration {
+	left := in.CreatedAt.Add(startupQuiet).Sub(now)
+	st := &in.Status
+	if left <= 0 || left > startupQuiet || st.Phase != cis.Pending && st.Phase != cis.Starting || base.StartTime != nil {
+		return 0
+	}
+	for _, list := range [][]corev1.ContainerStatus{st.InitContainers, st.Containers} {
+		for _, c := range list {
+			if c.State.Running != nil || c.State.Terminated != nil || c.State.Waiting != nil && c.State.Waiting.Message != "" {
+				return 0
+			}
+		}
+	}
+	return left
 }
 
 func reasonOr(reason, other string) string {

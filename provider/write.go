@@ -7,11 +7,11 @@ import (
 	"maps"
 
 	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
 // base is the status that a pod has now, as far as known: what the API server answered to our last write, since we are the
@@ -64,6 +64,9 @@ func (p *Provider) write(ctx context.Context, v *view, status corev1.PodStatus, 
 	if w.annotated != nil {
 		have = maps.Clone(w.annotated)
 	}
+	if apiequality.Semantic.DeepEqual(base, &status) && contains(have, notes) {
+		return nil // most looks change nothing, and making a patch is dear
+	}
 	patch, err := statusPatch(pod.UID, base, &status, have, notes)
 	if err != nil || patch == nil {
 		return err
@@ -80,6 +83,16 @@ func (p *Provider) write(ctx context.Context, v *view, status corev1.PodStatus, 
 	}
 	w.written, w.annotated = &after.Status, maps.Clone(notes)
 	return nil
+}
+
+// contains tells whether have has all of want.
+func contains(have, want map[string]string) bool {
+	for k, v := range want {
+		if old, ok := have[k]; !ok || old != v {
+			return false
+		}
+	}
+	return true
 }
 
 // statusPatch makes the patch from one status to another; nil when they do not differ.
@@ -128,39 +141,4 @@ func (p *Provider) remove(ctx context.Context, pod *corev1.Pod) error {
 		return fmt.Errorf("remove the pod's API object: %w", err)
 	}
 	return nil
-}
-
-// PodClient gives virtual-kubelet's pod controller the pods of client, without what the provider does itself: the library
-// removes the API object of a deleted pod when its grace period is over, or at once when no container of it runs, whatever has
-// become of the instance. The provider removes it when the instance has ended; until then the pod is seen as terminating. And
-// the library's own status updates, which write the whole pod, are left out.
-func (p *Provider) PodClient(client corev1client.PodsGetter) corev1client.PodsGetter {
-	return podsGetter{p: p, next: client}
-}
-
-type podsGetter struct {
-	p    *Provider
-	next corev1client.PodsGetter
-}
-
-func (g podsGetter) Pods(namespace string) corev1client.PodInterface {
-	return podInterface{PodInterface: g.next.Pods(namespace), p: g.p}
-}
-
-type podInterface struct {
-	corev1client.PodInterface
-	p *Provider
-}
-
-// Delete wakes the worker of the pod.
-func (i podInterface) Delete(_ context.Context, _ string, opts metav1.DeleteOptions) error {
-	if opts.Preconditions != nil && opts.Preconditions.UID != nil {
-		i.p.queue.Add(*opts.Preconditions.UID)
-	}
-	return nil
-}
-
-// UpdateStatus changes nothing.
-func (i podInterface) UpdateStatus(_ context.Context, pod *corev1.Pod, _ metav1.UpdateOptions) (*corev1.Pod, error) {
-	return pod, nil
 }

@@ -18,6 +18,9 @@ const (
 	maxAuditDetail = 16 // keys
 )
 
+// auditTimeout bounds the write of a denial.
+const auditTimeout = 10 * time.Second
+
 // Audit implements registry.Auditor. A change is on the disk when it returns. Of denials, the first of a kind is, too;
 // repeats are counted and written as one entry, and denials that come faster than anyone reads are counted together
 // (see denials), so that a guesser cannot fill the disk.
@@ -25,6 +28,9 @@ func (s *Store) Audit(ctx context.Context, e registry.AuditEntry) error {
 	if !e.Denied {
 		return s.insertAudit(ctx, s.db, e)
 	}
+	// A client that hangs up on its refusal does not undo it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
+	defer cancel()
 	for _, due := range s.denials.take(bounded(e)) {
 		if err := s.insertAudit(ctx, s.db, due); err != nil {
 			return err

@@ -41,7 +41,9 @@ func (r *Registry) configuration(secret string) *configuration.Configuration {
 		shared:     {optionDriver: r.driver},
 		"delete":   {"enabled": true},
 		"redirect": {"disable": true},
-		// No cache of descriptors: it would know blobs that garbage collection has taken.
+		// No cache of descriptors: it would know blobs that garbage collection has taken, and each look renews a lease.
+		// Abandoned uploads are the storage's to remove.
+		"maintenance": {"uploadpurging": map[any]any{"enabled": false}},
 	}
 	c.Auth = configuration.Auth{extension: {optionRegistry: r}}
 	c.Middleware = map[string][]configuration.Middleware{

@@ -86,7 +86,7 @@ func TestUploadSurvivesRestart(t *testing.T) {
 	location = resp.Header.Get("Location")
 
 	// Another node on the same storage and secret goes on with the upload.
-	second := startHub(t, keep)
+	second := startHub(t, keep, func(c *server.Config) { c.Storage.Tracker = first.Storage().Tracker() })
 	resp, text = second.request(http.MethodPatch, location, data[5000:], bearer(second)...)
 	if resp.StatusCode != http.StatusAccepted {
 		t.Fatalf("PATCH on the second: %d %s", resp.StatusCode, text)

@@ -23,6 +23,8 @@ import (
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
+	"cumulet.io/registry/gos"
+	"cumulet.io/registry/gos/driver"
 	"cumulet.io/registry/hubtoken"
 	"cumulet.io/registry/index"
 	"cumulet.io/registry/oci"
@@ -34,7 +36,7 @@ import (
 type Config struct {
 	// DB keeps the directory. It stays the caller's to close.
 	DB *sqldb.DB
-	// Dir keeps token keys and the upload secret, and blobs unless Driver says otherwise.
+	// Dir keeps token keys and the upload secret, and blobs unless Storage says otherwise.
 	Dir string
 	// PublicURL is how clients reach this server, such as https://hub.example: without path.
 	PublicURL string
@@ -51,9 +53,9 @@ type Config struct {
 	Bootstrap directory.Bootstrap
 	// HashCost is for passwords; zero is right for production.
 	HashCost directory.HashCost
-	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
-	Driver     string
-	Parameters map[string]any
+	// Storage is where blobs are kept. Without stores it is one region with a directory under Dir, and without a tracker
+	// that is in DB. Its References and Logger are the server's to set.
+	Storage gos.Config
 	// Outbox is given every event besides the webhooks; nil is nobody.
 	Outbox registry.Outbox
 	// WebhookNetworks are networks that webhooks may call besides the public Internet.
@@ -65,8 +67,7 @@ type Config struct {
 	// TrustedProxies are the networks of proxies whose X-Forwarded-For tells a client's address, for the throttle of
 	// guesses and the audit log.
 	TrustedProxies []netip.Prefix
-	// Blobs serves blobs; see oci.Config. Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
-	Blobs    oci.BlobServer
+	// Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
 	Patience time.Duration
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
@@ -81,6 +82,7 @@ type Server struct {
 	directory *directory.Store
 	tokens    *token.Service
 	index     *index.Store
+	storage   *gos.Region
 	images    *oci.Registry
 	webhooks  *webhook.Service
 	mux       *http.ServeMux
@@ -144,18 +146,20 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	parameters := cfg.Parameters
-	if cfg.Driver == "" && parameters == nil {
-		parameters = map[string]any{"rootdirectory": filepath.Join(cfg.Dir, "blobs")}
-	}
 	if s.index, err = index.Open(ctx, cfg.DB, index.Config{}); err != nil {
 		return nil, err
 	}
-	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: s.directory, Auditor: s.directory,
-		Blobs: cfg.Blobs, Patience: cfg.Patience, Realm: base + "/token", Service: public.Host, Driver: cfg.Driver, Parameters: parameters,
+	cfg.Storage.References = s.index
+	if s.storage, err = openStorage(ctx, cfg); err != nil {
+		return nil, err
+	}
+	driver.Register()
+	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: s.directory,
+		Auditor: s.directory, Blobs: s.storage, Patience: cfg.Patience, Realm: base + "/token", Service: public.Host,
+		Driver: driver.Name, Parameters: map[string]any{driver.ParameterRegion: s.storage},
 		SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"), Outbox: outbox, Logger: cfg.Logger})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.storage.Close())
 	}
 	s.routes()
 	return s, nil
@@ -163,7 +167,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 
 func (s *Server) routes() {
 	s.mux = http.NewServeMux()
-	s.mux.Handle("/v2/", s.images)
+	s.mux.Handle("/v2/", gos.Unavailable(s.images))
 	s.tokens.Register(s.mux)
 	s.mux.HandleFunc("GET /.well-known/jwks.json", s.jwks)
 	s.mux.HandleFunc("GET /v1/openapi/registry.yaml", func(w http.ResponseWriter, _ *http.Request) {
@@ -197,14 +201,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r.WithContext(registry.WithActor(r.Context(), actor)))
 }
 
-// Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), its images
-// (see oci.Registry.Run), and its webhooks, which it sends.
+// Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), its storage
+// (see gos.Region.Run), its images (see oci.Registry.Run), and its webhooks, which it sends.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.rotate(ctx) })
 	group.Go(func() error { return s.directory.Run(ctx) })
-	group.Go(func() error { return s.webhooks.Run(ctx) })
+	group.Go(func() error { return s.storage.Run(ctx) })
 	group.Go(func() error { return s.images.Run(ctx) })
+	group.Go(func() error { return s.webhooks.Run(ctx) })
 	return group.Wait()
 }
 
@@ -225,7 +230,10 @@ func (s *Server) rotate(ctx context.Context) error {
 }
 
 // Close ends background work. The database stays open.
-func (s *Server) Close() error { return s.images.Close() }
+func (s *Server) Close() error { return errors.Join(s.images.Close(), s.storage.Close()) }
+
+// Storage is where the registry's content is.
+func (s *Server) Storage() *gos.Region { return s.storage }
 
 // Issuer is the iss of this server's tokens.
 func (s *Server) Issuer() string { return s.issuer }
@@ -257,8 +265,11 @@ func (s *Server) Tokens() *token.Service { return s.tokens }
 // RotateKeys replaces the signing key now. Live tokens stay valid until they expire.
 func (s *Server) RotateKeys() error { return s.keys.Rotate() }
 
-// Check tells whether the registry can serve: its database answers.
+// Check tells whether the registry can serve: its database and the storage's tracker answer.
 func (s *Server) Check(ctx context.Context) error {
+	if err := s.storage.Check(ctx); err != nil {
+		return err
+	}
 	if err := s.cfg.DB.PingContext(ctx); err != nil {
 		return fmt.Errorf("registry database: %w", err)
 	}

@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cumulet.io/cis/engine/cri/capture"
 )
 
 // initialize runs init containers and sidecars in their order; true when all are done or started.
@@ -208,7 +210,7 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 			return "", stageLost, err
 		}
 		if status.Code(err) == codes.Unavailable {
-			return a.afterLostStart(ctx, name, r.ContainerId, err)
+			return a.afterLostStart(ctx, name, r.ContainerId, attempt, err)
 		}
 		return r.ContainerId, stageCreated, err
 	}
@@ -216,13 +218,14 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 }
 
 // afterLostStart finds out what became of a start whose answer was lost, because containerd was restarted.
-func (a *actor) afterLostStart(ctx context.Context, name, id string, err error) (string, stage, error) {
+func (a *actor) afterLostStart(ctx context.Context, name, id string, attempt int, err error) (string, stage, error) {
 	wait, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// It may run, and end before containerd is back.
 	a.box.post(func() { a.watchExit(wait, a.byName(name), id) })
 	st, serr := a.e.rt.ContainerStatus(ctx, &rt.ContainerStatusRequest{ContainerId: id})
-	if serr == nil && (st.Status.State == rt.ContainerState_CONTAINER_RUNNING || st.Status.State == rt.ContainerState_CONTAINER_EXITED) {
+	if serr == nil && (st.Status.State == rt.ContainerState_CONTAINER_RUNNING || st.Status.State == rt.ContainerState_CONTAINER_EXITED &&
+		!a.neverRan(st.Status, name, attempt)) {
 		return id, stageUnsure, nil
 	}
 	_, rerr := a.e.rt.RemoveContainer(ctx, &rt.RemoveContainerRequest{ContainerId: id})
@@ -230,6 +233,15 @@ func (a *actor) afterLostStart(ctx context.Context, name, id string, err error) 
 		err = errors.Join(err, rerr)
 	}
 	return "", stageNone, err
+}
+
+// startErrorExitCode is what containerd, and gVisor's shim, say of a container that could not be started.
+const startErrorExitCode = 128
+
+// neverRan tells that an attempt which has ended was never more than a start that failed or was cut short: containerd
+// knows of no start, and nothing was written.
+func (a *actor) neverRan(s *rt.ContainerStatus, name string, attempt int) bool {
+	return s.StartedAt == 0 && (s.Reason != "" || s.ExitCode == startErrorExitCode) && !capture.Written(a.outputDir(name, attempt))
 }
 
 // dropContainer removes one attempt of a container, if it is there.

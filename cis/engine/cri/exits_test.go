@@ -82,14 +82,17 @@ func TestEndWhileContainerdDown(t *testing.T) {
 					ends[i] = endAtShim(t, b, ids[i])
 				}
 				if away {
-					if err := CollectExits(t.Context(), b.cfg); err != nil {
-						t.Error(err)
-					}
+					b.up() // not yet told of any instance
+				}
+				if err := b.CollectExits(t.Context()); err != nil {
+					t.Error(err)
 				}
 				b.env.Up()
 				up := time.Now()
 				if away {
-					b.restart(all...)
+					if err := b.Sync(t.Context(), all); err != nil {
+						t.Fatal(err)
+					}
 				}
 				for i, in := range all {
 					phase, reason, meter := cis.Succeeded, "Completed", meterCompleted

@@ -19,41 +19,44 @@ import (
 func TestLife(t *testing.T) {
 	b := newBench(t)
 	for class := range b.cfg.Handlers {
-		t.Run(string(class), func(t *testing.T) {
-			in := instance(class, shell("main", "echo hello; sleep 0.2; echo bad >&2; while [ ! -f /tmp/end ]; do sleep 0.1; done; exit 3"))
-			in.Spec.RestartPolicy = corev1.RestartPolicyNever
-			in.Spec.Hostname = "host-x"
-			b.ensure(in)
-			st := b.sink.waitPhase(t, in.ID, cis.Running)
-			if st.SandboxClass != class || st.Incarnation != 1 || len(st.IPs) == 0 || st.Size.Class == "" || !st.Ready {
-				t.Errorf("status %+v", st)
-			}
-			if out, err := b.run(in.ID, "main", "hostname"); err != nil || out != "host-x\n" {
-				t.Errorf("exec: %q %v", out, err)
-			}
-			if out, err := b.run(in.ID, "main", "cat", "/etc/hosts"); err != nil || !strings.Contains(out, st.IPs[0]+"\thost-x") {
-				t.Errorf("hosts: %q %v", out, err)
-			}
-			_, err := b.run(in.ID, "main", "sh", "-c", "exit 7")
-			var code utilexec.CodeExitError
-			if !errors.As(err, &code) || code.Code != 7 {
-				t.Errorf("exit code: %v", err)
-			}
-			if _, err := b.run(in.ID, "main", "touch", "/tmp/end"); err != nil {
-				t.Error(err)
-			}
-			st = b.sink.waitPhase(t, in.ID, cis.Failed)
-			e := ended(st.Containers[0])
-			if e == nil || e.ExitCode != 3 || e.Reason != "Error" || st.EndedAt.IsZero() {
-				t.Errorf("end %+v", st)
-			}
-			if got := b.logText(in.ID, "main"); got != "hello\nbad\n" {
-				t.Errorf("log %q", got)
-			}
-			if b.meter.started[in.ID] != 1 || b.meter.running[in.ID] != 1 || b.meter.stopped[in.ID] != "Failed" {
-				t.Errorf("meter %+v", b.meter)
-			}
-		})
+		t.Run(string(class), func(t *testing.T) { b.life(t, class) })
+	}
+}
+
+func (b *bench) life(t *testing.T, class cis.SandboxClass) {
+	t.Helper()
+	in := instance(class, shell("main", "echo hello; sleep 0.2; echo bad >&2; while [ ! -f /tmp/end ]; do sleep 0.1; done; exit 3"))
+	in.Spec.RestartPolicy = corev1.RestartPolicyNever
+	in.Spec.Hostname = "host-x"
+	b.ensure(in)
+	st := b.sink.waitPhase(t, in.ID, cis.Running)
+	if st.SandboxClass != class || st.Incarnation != 1 || len(st.IPs) == 0 || st.Size.Class == "" || !st.Ready {
+		t.Errorf("status %+v", st)
+	}
+	if out, err := b.run(in.ID, "main", "hostname"); err != nil || out != "host-x\n" {
+		t.Errorf("exec: %q %v", out, err)
+	}
+	if out, err := b.run(in.ID, "main", "cat", "/etc/hosts"); err != nil || !strings.Contains(out, st.IPs[0]+"\thost-x") {
+		t.Errorf("hosts: %q %v", out, err)
+	}
+	_, err := b.run(in.ID, "main", "sh", "-c", "exit 7")
+	var code utilexec.CodeExitError
+	if !errors.As(err, &code) || code.Code != 7 {
+		t.Errorf("exit code: %v", err)
+	}
+	if _, err := b.run(in.ID, "main", "touch", "/tmp/end"); err != nil {
+		t.Error(err)
+	}
+	st = b.sink.waitPhase(t, in.ID, cis.Failed)
+	e := ended(st.Containers[0])
+	if e == nil || e.ExitCode != 3 || e.Reason != "Error" || st.EndedAt.IsZero() {
+		t.Errorf("end %+v", st)
+	}
+	if got := b.logText(in.ID, "main"); got != "hello\nbad\n" {
+		t.Errorf("log %q", got)
+	}
+	if b.meter.started[in.ID] != 1 || b.meter.running[in.ID] != 1 || b.meter.stopped[in.ID] != "Failed" {
+		t.Errorf("meter %+v", b.meter)
 	}
 }
 

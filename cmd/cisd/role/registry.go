@@ -18,6 +18,10 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
+	storage, err := p.storage(ctx, db, c.Database)
+	if err != nil {
+		return nil, err
+	}
 	file := func(name string) directory.Credential {
 		return directory.Credential{Name: name, PasswordFile: p.cfg.Path("credentials", name)}
 	}
@@ -27,7 +31,7 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 	}
 	reg, err := server.New(ctx, server.Config{
 		DB: db, Dir: p.cfg.Path("registry"), PublicURL: c.URL, Issuer: tokenIssuer, TokenTTL: c.TokenTTL,
-		Driver: "filesystem", Parameters: map[string]any{"rootdirectory": c.BlobDir},
+		Storage: storage,
 		Bootstrap: directory.Bootstrap{
 			Admin: file(c.AdminUser), Org: c.AdminOrg,
 			Services: []directory.ServiceAccount{

@@ -40,6 +40,16 @@ func Prepare(dir string) error {
 	return nil
 }
 
+// Written tells whether anything has come to what Prepare made.
+func Written(dir string) bool {
+	for _, s := range streams() {
+		if st, err := os.Stat(filepath.Join(dir, string(s))); err == nil && st.Size() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // discard removes a directory so that it is there whole or not at all, also after a kill.
 func discard(dir string) error {
 	gone := dir + ".gone"
