@@ -2,8 +2,6 @@ package server_test
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -27,7 +25,7 @@ func TestIndexOfOldStore(t *testing.T) {
 	sbom, _ := c.image(v1.Manifest{Config: empty, ArtifactType: "application/spdx+json", Subject: &d}, "sbom")
 	c.want(202, "", "DELETE", "manifests/gone", "")
 
-	second := startHub(t, keep) // its database is empty
+	second := startHub(t, keep, func(c *server.Config) { c.Storage.Tracker = first.Storage().Tracker() }) // its own database is empty
 	c = second.client("acme/old")
 	for _, reference := range []string{"v1", "v2", d.Digest.String()} {
 		c.want(200, text, "GET", "manifests/"+reference, "")
@@ -52,20 +50,19 @@ func TestReindex(t *testing.T) {
 	lost, _ := c.image(v1.Manifest{Annotations: map[string]string{"is": "lost"}}, "moved", "lost")
 	c.image(v1.Manifest{}, "deleted")
 	c.want(202, "", "DELETE", "manifests/deleted", "")
-	root := filepath.Join(h.dir, "blobs/docker/registry/v2")
+	const root = "/docker/registry/v2/repositories/acme/app/_manifests/"
+	files := h.Storage().Tracker()
 	link := func(tag, text string) {
 		t.Helper()
-		path := filepath.Join(root, "repositories/acme/app/_manifests/tags", tag, "current")
-		if err := os.MkdirAll(path, 0o700); err != nil {
+		if err := files.PutFile(t.Context(), root+"tags/"+tag+"/current/link", []byte(text)); err != nil {
 			t.Fatal(err)
 		}
-		writeFile(t, filepath.Join(path, "link"), text)
 	}
 	link("deleted", d.Digest.String()) // the row went, the link was to follow
 	link("moved", d.Digest.String())   // the row moved, the link was to follow
 	link("orphan", d.Digest.String())  // of a copy of the store whose index is lost
 	// A row without content is what a store restored from an older copy has.
-	if err := os.RemoveAll(filepath.Join(root, "repositories/acme/app/_manifests/revisions/sha256", lost.Digest.Encoded())); err != nil {
+	if err := files.Delete(t.Context(), root+"revisions/sha256/"+lost.Digest.Encoded()); err != nil {
 		t.Fatal(err)
 	}
 	for round := range 2 {
