@@ -55,7 +55,7 @@ func (c *rawCRI) start(ctx context.Context, name, handler, image string, pull bo
 	}
 	cfg := &rt.PodSandboxConfig{
 		Metadata: &rt.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name}, Hostname: name, LogDirectory: dir,
-		Linux: &rt.LinuxPodSandboxConfig{CgroupParent: "/bench/pod" + name, SecurityContext: &rt.LinuxSandboxSecurityContext{NamespaceOptions: &rt.NamespaceOption{},
+		Linux: &rt.LinuxPodSandboxConfig{CgroupParent: "/" + groupRaw + "/pod" + name, SecurityContext: &rt.LinuxSandboxSecurityContext{NamespaceOptions: &rt.NamespaceOption{},
 			Seccomp: &rt.SecurityProfile{ProfileType: rt.SecurityProfile_RuntimeDefault}}},
 	}
 	sandbox, err := c.runtime.RunPodSandbox(ctx, &rt.RunPodSandboxRequest{Config: cfg, RuntimeHandler: handler})
@@ -116,26 +116,6 @@ func stamp(ctx context.Context, log string) (time.Time, error) {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-}
-
-// cpuSeconds is what all processors of the machine have worked since boot (proc(5), /proc/stat).
-func cpuSeconds() (float64, error) {
-	data, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, err
-	}
-	line, _, _ := strings.Cut(string(data), "\n")
-	var busy float64
-	for i, f := range strings.Fields(line)[1:] {
-		v, err := strconv.ParseFloat(f, 64)
-		if err != nil {
-			return 0, err
-		}
-		if i < 8 && i != 3 && i != 4 { // all but idle, iowait and the guests' double count
-			busy += v
-		}
-	}
-	return busy / 100, nil // USER_HZ
 }
 
 // median of durations in milliseconds.

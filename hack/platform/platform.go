@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"os"
@@ -46,6 +47,8 @@ type Platform struct {
 	Kubeconfig string
 	// Bin has cis and cisd.
 	Bin string
+	// Cgroup is the name of the cgroup of all instances, with the engine cri.
+	Cgroup string
 
 	t    testing.TB
 	args []string
@@ -69,7 +72,13 @@ var build struct {
 func Build(t testing.TB) string {
 	t.Helper()
 	build.once.Do(func() {
-		build.dir = filepath.Join(os.TempDir(), fmt.Sprintf("cumulet-e2e-%d", os.Getuid()))
+		// One for each package of each checkout: another's build must not change what this one runs.
+		wd, err := os.Getwd()
+		if err != nil {
+			build.err = err
+			return
+		}
+		build.dir = filepath.Join(os.TempDir(), fmt.Sprintf("cumulet-e2e-%d-%08x", os.Getuid(), crc32.ChecksumIEEE([]byte(wd))))
 		cmd := exec.Command("go", "build", "-trimpath", "-o", build.dir+"/", "cumulet.io/cmd/cis", "cumulet.io/cmd/cisd", "cumulet.io/hack/image", "cumulet.io/hack/demo/app") //nolint:noctx // a build ends by itself
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -107,6 +116,7 @@ func Start(t testing.TB, o Options) *Platform {
 	set = append(set, "control.engine="+o.Engine)
 	if o.Engine == "cri" {
 		network := testenv.Network(t)
+		p.Cgroup = "cumulet-" + network.Bridge
 		set = append(set, "control.cri.binDir="+filepath.Dir(testenv.Tool(t, "containerd")), "control.cri.pauseImage="+testenv.Image(t, "pause"),
 			"control.cri.bridge="+network.Bridge, "control.cri.subnet="+network.Subnet.String(), "control.cri.allowRuncDefault=true", "control.cri.cpu=1000", "control.cri.memoryGiB=1000")
 		testenv.Tool(t, "filebeat")
