@@ -122,7 +122,7 @@ func (s *started) newLog(ctx context.Context) (string, error) {
 		select {
 		case <-ctx.Done():
 			return "", fmt.Errorf("no log appears: %w", ctx.Err())
-		case <-time.After(5 * time.Millisecond):
+		case <-time.After(look):
 		}
 	}
 }

@@ -5,7 +5,9 @@
 #
 #   hack/tools.sh              everything
 #   hack/tools.sh NAME...      some of: debian-runtime debian-test containerd
-#                              cni gvisor devcluster filebeat lint images
+#                              cni gvisor devcluster filebeat versitygw lint
+#                              images debian-kata kata-shim kata,
+#                              and for the benchmarks alone: distribution
 #   hack/tools.sh --print-bin  print the directory of the built binaries
 #   hack/tools.sh --print-cache
 #                              print the cache directory
@@ -19,6 +21,7 @@
 #     tools/NAME-VERSION-HASH/   the product of one build
 #     bin/                       symlinks to the current binaries
 #     images/                    symlinks to the current image archives
+#     kata/                      symlinks to the current guest kernel and initrd
 #     logs/NAME.log              the last build's output
 #
 # A version is pinned in one place: the go.mod of the tool's own module
@@ -28,7 +31,9 @@ set -euo pipefail
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$hack")
 cache=${CUMULET_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/cumulet}
-all=(debian-runtime containerd cni gvisor devcluster filebeat debian-test images lint)
+all=(debian-runtime containerd cni gvisor devcluster filebeat versitygw debian-test images debian-kata kata-shim kata lint)
+# What the benchmarks measure against; everything is not these.
+bench=(distribution)
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 die() { printf 'tools.sh: %s\n' "$*" >&2; exit 1; }
@@ -53,9 +58,16 @@ packages() {
 	debian-test) cat <<-'EOF' ;;
 		postgresql      /usr/lib/postgresql/*/bin/initdb
 		podman          podman
+		buildah         buildah
 		git             git
 		gcc             gcc
 		libc6-dev       /usr/include/stdlib.h
+	EOF
+	# Debian 12's virtiofsd is in qemu-system-common, which QEMU needs anyway.
+	debian-kata) cat <<-'EOF' ;;
+		qemu-system-x86    qemu-system-x86_64
+		qemu-system-common /usr/lib/qemu/virtiofsd
+		kmod               depmod
 	EOF
 	esac
 }
@@ -116,7 +128,10 @@ version_of() {
 	gvisor) module=gvisor.dev/gvisor ;;
 	devcluster) module=k8s.io/kubernetes ;;
 	filebeat) module=github.com/elastic/beats/v7 ;;
+	versitygw) module=github.com/versity/versitygw ;;
 	lint) module=github.com/golangci/golangci-lint/v2 ;;
+	kata | kata-shim) module=github.com/kata-containers/kata-containers/src/runtime ;;
+	distribution) module=github.com/distribution/distribution/v3 ;;
 	images) echo v1 && return ;;
 	*) die "unknown tool $1; known: ${all[*]}" ;;
 	esac
@@ -197,6 +212,63 @@ build_filebeat() {
 	go_build "$1" -ldflags "-s -w" .
 }
 
+# Kata's own shim from a copy of its module, with the one file that its Makefile
+# makes; everything in it is a default that a configuration file overrides.
+build_kata-shim() {
+	local b=$1/.src p=github.com/kata-containers/kata-containers/src/runtime in
+	mkdir -p "$b"
+	cp "$hack"/kata-shim/go.{mod,sum} "$b"
+	cd "$b"
+	go mod download $p
+	cp -r "$(go list -m -f '{{.Dir}}' $p)" kata
+	chmod -R u+w kata
+	in=kata/pkg/katautils/config-settings.go.in
+	sed -e 's|@RUNTIME_NAME@|containerd-shim-kata-v2|; s|@PROJECT_NAME@|Kata Containers|; s|@PROJECT_TYPE@|kata|' \
+		-e 's|@PROJECT_URL@|https://github.com/kata-containers|; s|@PROJECT_ORG@|kata-containers|; s|@PKGRUNDIR@|/run/kata-containers|' \
+		-e 's|@CONFIG_PATH@|/usr/share/defaults/kata-containers/configuration.toml|; s|@SYSCONFIG@|/etc/kata-containers/configuration.toml|' \
+		-e "s|@COMMIT@|${2##*-}|; s|@VERSION@|$2|" $in >"${in%.in}"
+	! grep -n '@[A-Z_]*@' "${in%.in}" || { echo "$in has names unknown to this recipe"; return 1; }
+	go mod edit -replace $p=./kata
+	go_build "$1" -ldflags "-s -w" $p/cmd/containerd-shim-kata-v2
+	cd "$1"
+	rm -rf "$b"
+}
+
+# The VM service, and what its VMs boot: Debian's kernel for virtual machines and
+# an initrd of our agent and that kernel's modules. The package is unpacked, not
+# installed: this machine keeps its own kernel.
+build_kata() {
+	cd "$hack/kata"
+	local b=$1/.src deb kernel
+	mkdir -p "$b/deb"
+	go_build "$1" -ldflags "-s -w" ./cmd/kata-vmservice
+	go_build "$b" -ldflags "-s -w" ./cmd/kata-agent ./cmd/mkinitrd
+	deb=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends:/ { print $2; exit }')
+	if [[ -z $deb ]] || ! (cd "$b/deb" && apt-get download -q "$deb"); then
+		apt-get update -q
+		deb=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends:/ { print $2; exit }')
+		(cd "$b/deb" && apt-get download -q "$deb")
+	fi
+	dpkg-deb -x "$b"/deb/*.deb "$b/root"
+	kernel=${deb#linux-image-}
+	PATH=$PATH:/usr/sbin:/sbin depmod -b "$b/root" "$kernel"
+	cp "$b/root/boot/vmlinuz-$kernel" "$1/vmlinuz"
+	"$b/mkinitrd" -agent "$b/kata-agent" -modules "$b/root/lib/modules/$kernel" -o "$1/initrd.img"
+	rm -rf "$b"
+}
+
+build_versitygw() {
+	cd "$hack/versitygw"
+	go_build "$1" -ldflags "-s -w" tool
+}
+
+# distribution is the peer of the registry's benchmarks: its own server.
+build_distribution() {
+	cd "$hack/distribution"
+	go_build "$1" -ldflags "-s -w" tool
+	mv "$1/registry" "$1/distribution-registry"
+}
+
 build_lint() {
 	cd "$hack/lint"
 	go_build "$1" -ldflags "-s -w -X main.version=${2#v}" tool
@@ -237,6 +309,10 @@ link_into() {
 publish() {
 	case $1 in
 	images) link_into "$cache/images" "$2"/*.tar ;;
+	kata)
+		link_into "$cache/bin" "$2/kata-vmservice"
+		link_into "$cache/kata" "$2/vmlinuz" "$2/initrd.img"
+		;;
 	*) link_into "$cache/bin" "$2"/* ;;
 	esac
 }
@@ -271,7 +347,7 @@ build() {
 # prune removes every build that no symlink leads to.
 prune() {
 	local dir current
-	current=$(find "$cache/bin" "$cache/images" -type l -printf '%l\n' 2>/dev/null)
+	current=$(find "$cache/bin" "$cache/images" "$cache/kata" -type l -printf '%l\n' 2>/dev/null)
 	for dir in "$cache"/tools/*/; do
 		dir=${dir%/}
 		[[ $current == *"/${dir##*/}/"* || ! -d $dir ]] || { echo "removing ${dir##*/}" && rm -rf "$dir"; }
@@ -336,7 +412,7 @@ for arg in "$@"; do
 	-h | --help) usage && exit ;;
 	-*) die "unknown option $arg (see --help)" ;;
 	*)
-		[[ " ${all[*]} " == *" $arg "* ]] || die "unknown tool $arg; known: ${all[*]}"
+		[[ " ${all[*]} ${bench[*]} " == *" $arg "* ]] || die "unknown tool $arg; known: ${all[*]} ${bench[*]}"
 		names+=("$arg")
 		;;
 	esac

@@ -16,11 +16,13 @@ const (
 	EventScan   EventType = "scan"   // facts about an image were attached or changed
 	EventQuota  EventType = "quota"  // an org came near its quota, or was refused for it
 	EventMember EventType = "member" // a membership, team or grant changed
+	// EventWebhook tells of a webhook that the server disabled: Data "webhook", "host" and "reason".
+	EventWebhook EventType = "webhook"
 )
 
 // EventTypes are all of them.
 func EventTypes() []EventType {
-	return []EventType{EventPush, EventPull, EventDelete, EventScan, EventQuota, EventMember}
+	return []EventType{EventPush, EventPull, EventDelete, EventScan, EventQuota, EventMember, EventWebhook}
 }
 
 // Event tells of something that happened in an org. It never holds a secret.
@@ -46,7 +48,8 @@ type Event struct {
 }
 
 // Outbox takes events. When Emit returns nil the event is durable and will be delivered, whatever dies. It is quick:
-// nothing is delivered before it returns. Safe for concurrent use.
+// nothing is delivered before it returns. Of pulls alone it may gather alike ones, counted in Data "count", and make
+// them durable a moment later, so that a pull waits for no disk. Safe for concurrent use.
 type Outbox interface {
 	Emit(ctx context.Context, e Event) error
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"cumulet.io/internal/problem"
 )
@@ -42,6 +44,34 @@ func ValidateOrg(field, name string) error {
 func ValidateAccount(field, name string) error {
 	if len(name) > MaxAccountLength || !accountPattern.MatchString(name) || name == TokenUser {
 		return problem.Invalid(field, "must be 1 to 63 of a-z, 0-9 and inner . _ -, and not "+TokenUser, name)
+	}
+	return nil
+}
+
+// RobotAccountName is the account of an org's robot: no person can have it.
+func RobotAccountName(org, robot string) string { return org + "+" + robot }
+
+// SplitRobot takes a robot's account name apart.
+func SplitRobot(account string) (org, robot string, ok bool) {
+	org, robot, ok = strings.Cut(account, "+")
+	return org, robot, ok && ValidateOrg("", org) == nil && ValidateName("", robot) == nil
+}
+
+// ValidateName checks the name of a team, a robot or an API key.
+func ValidateName(field, name string) error {
+	if len(name) > MaxAccountLength || !accountPattern.MatchString(name) {
+		return problem.Invalid(field, "must be 1 to 63 of a-z, 0-9 and inner . _ -", name)
+	}
+	return nil
+}
+
+// MaxDescription is the longest description, in bytes.
+const MaxDescription = 200
+
+// ValidateDescription checks a text that people read.
+func ValidateDescription(field, text string) error {
+	if len(text) > MaxDescription || !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
+		return problem.Invalid(field, "must be at most 200 bytes without control characters", text)
 	}
 	return nil
 }

@@ -15,7 +15,7 @@ func TestRoles(t *testing.T) {
 		valid                bool
 		org, private, public string
 	}{
-		{RoleOwner, true, "[read write admin]", "[pull push delete]", "[pull push delete]"},
+		{RoleOwner, true, "[read write admin own]", "[pull push delete]", "[pull push delete]"},
 		{RoleAdmin, true, "[read write admin]", "[pull push delete]", "[pull push delete]"},
 		{RoleWriter, true, "[read write]", "[pull push]", "[pull push]"},
 		{RoleReader, true, "[read]", "[pull]", "[pull]"},

@@ -58,11 +58,11 @@ func (r *run) checkInventory(known []Instance) (events, inventory *Check) {
 	}
 	heard := settled.Add(-2 * billing.HeartbeatInterval)
 	for _, in := range known {
-		if in.StartedAt.IsZero() || in.StartedAt.After(settled) {
-			continue
+		n := r.counts[in.ID]
+		if in.StartedAt.IsZero() || n.events == 0 && in.StartedAt.After(settled) {
+			continue // nothing to bill, or its first event may be on its way
 		}
 		inventory.Compared++
-		n := r.counts[in.ID]
 		if n.events == 0 {
 			inventory.differ("%s: it started at %s and has no events", in.ID, in.StartedAt.UTC().Format(time.RFC3339Nano))
 			continue

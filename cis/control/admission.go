@@ -18,6 +18,9 @@ import (
 // reasonSandbox is the reason of a rejection for want of the sandbox class.
 const reasonSandbox = "SandboxUnavailable"
 
+// reasonPolicy is the reason of a rejection because the operator requires a stronger class of the org.
+const reasonPolicy = "SandboxForbidden"
+
 // hostAge is how long what the engine says of its host is believed.
 const hostAge = 10 * time.Second
 
@@ -52,6 +55,36 @@ func (c *Control) hostNow(ctx context.Context) (*host, error) {
 		c.host.last = h
 	}
 	return h, nil
+}
+
+// isolate gives the class that an instance gets, or why it gets none and the reason's name. The class is decided here,
+// once: what the engine has later, it is this class or none. "" leaves it to an engine that has nothing which isolates.
+func (c *Control) isolate(h *host, org string, asked cis.SandboxClass) (class cis.SandboxClass, reason, why string) {
+	class = asked
+	if class == "" && len(h.classes) > 0 {
+		class = h.classes[0]
+	}
+	if class != "" {
+		if why := c.cfg.Sandbox.Refuses(org, class); why != "" {
+			if asked == "" {
+				why = h.lacking(class, c.cfg.Sandbox.Of(org), org)
+			}
+			return "", reasonPolicy, why
+		}
+	}
+	if why := h.refuses(asked); why != "" {
+		return "", reasonSandbox, why
+	}
+	if asked == "" && class == cis.Runc {
+		class = "" // whether it may be without having been asked for is the engine's to say
+	}
+	return class, "", ""
+}
+
+// lacking says why an instance that asks for no class cannot be had by an org of which more is required than there is.
+func (h *host) lacking(best, least cis.SandboxClass, org string) string {
+	return fmt.Sprintf("the strongest sandbox class here is %q, and the operator requires %q of the instances of %q at least; what is missing: %s",
+		best, least, org, h.reasons())
 }
 
 // refuses says why an instance of the class cannot be had, and what to do; "" when it can. "" as class stands for the

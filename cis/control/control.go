@@ -19,6 +19,7 @@ import (
 	"cumulet.io/cis"
 	"cumulet.io/cis/control/store"
 	"cumulet.io/cis/engine"
+	"cumulet.io/cis/sandbox"
 	"cumulet.io/internal/problem"
 )
 
@@ -35,6 +36,8 @@ type Config struct {
 	OrgQuota map[string]Quota
 	// AllowPrivileged lets instances of class runc ask for privileged containers, which are the host's root.
 	AllowPrivileged bool
+	// Sandbox says which sandbox classes the orgs' instances may have.
+	Sandbox sandbox.Policy
 	// Logs reads from the log store what the engine has no longer; nil where there is none. problem.ErrNotFound means that
 	// it has nothing either.
 	Logs LogsFunc

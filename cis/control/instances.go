@@ -12,11 +12,12 @@ import (
 	"cumulet.io/cis"
 	"cumulet.io/cis/control/store"
 	"cumulet.io/cis/engine"
+	"cumulet.io/cis/sandbox"
 	"cumulet.io/internal/problem"
 )
 
-// Create implements cis.Instances. An instance that asks for a sandbox class that is not to be had is recorded, and
-// rejected with an event that says why, so that its owner finds out where he looks.
+// Create implements cis.Instances. An instance that asks for a sandbox class that is not to be had, or that the operator
+// does not allow its org, is recorded, and rejected with an event that says why, so that its owner finds out where he looks.
 func (c *Control) Create(ctx context.Context, org string, req cis.CreateRequest) (*cis.Instance, bool, error) {
 	if err := cis.ValidateOrg(org); err != nil {
 		return nil, false, err
@@ -36,17 +37,24 @@ func (c *Control) Create(ctx context.Context, org string, req cis.CreateRequest)
 	if err != nil {
 		return nil, false, err
 	}
-	if why := host.refuses(req.Spec.Sandbox); why != "" {
+	class, reason, why := c.isolate(host, org, req.Spec.Sandbox)
+	switch {
+	case why != "":
 		now := c.cfg.Now().UTC()
-		n.Status = cis.Status{Phase: cis.Rejected, Reason: reasonSandbox, Message: why, Region: c.cfg.Region, EndedAt: now}
-		n.Events = []cis.Event{{Type: cis.Warning, Reason: reasonSandbox, Message: why}}
+		n.Status = cis.Status{Phase: cis.Rejected, Reason: reason, Message: why, Region: c.cfg.Region, EndedAt: now}
+		n.Events = []cis.Event{{Type: cis.Warning, Reason: reason, Message: why}}
+	default:
+		if err := sandbox.Supports(class, &req.Spec); err != nil {
+			return nil, false, err
+		}
+		n.Status.SandboxClass = class
 	}
 	size := cis.SizeOf(&req.Spec)
 	n.Admit = func(ofOrg, total store.Usage) error {
 		if err := c.quota(org).admits(ofOrg, size); err != nil {
 			return err
 		}
-		return host.admits(total, size)
+		return host.admits(total, sandbox.OverheadOf(class).On(size))
 	}
 	in, created, err := c.store.Create(ctx, n)
 	if err != nil {
@@ -232,6 +240,9 @@ func (c *Control) Report(ctx context.Context, id string, st cis.Status) error {
 	}
 	if st.Node == "" {
 		st.Node = c.cfg.Node
+	}
+	if in := c.store.Live(id); in != nil && st.SandboxClass == "" && !st.Phase.Final() {
+		st.SandboxClass = in.Status.SandboxClass // as admitted; the engine has not come to it yet
 	}
 	text, err := json.Marshal(st)
 	if err != nil {

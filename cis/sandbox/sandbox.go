@@ -22,6 +22,9 @@ func Handler(c cis.SandboxClass) string {
 	return string(c)
 }
 
+// KataHandler is the handler of instances of class kata with a hypervisor of its own configuration.
+func KataHandler(hypervisor string) string { return Handler(cis.Kata) + "-" + hypervisor }
+
 // Classes are all sandbox classes, strongest first.
 func Classes() []cis.SandboxClass { return []cis.SandboxClass{cis.Kata, cis.GVisor, cis.Runc} }
 

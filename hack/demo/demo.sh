@@ -25,8 +25,9 @@ if skopeo inspect --tls-verify=false --no-creds "docker://$image" >"$dir/denied"
 grep -o 'unauthorized.*\|denied.*' "$dir/denied" | head -n 1
 
 say "Workloads: a Pod, a Deployment, a Job and a CronJob"
-kubectl create secret docker-registry demo-registry --docker-server="$registry" --docker-username=admin \
-	--docker-password="$(cat "$STATE/cisd/credentials/admin")" --dry-run=client -o yaml | kubectl apply -f - >/dev/null
+# The pull secret is what skopeo's login left: so the password is in no process list.
+kubectl create secret generic demo-registry --type=kubernetes.io/dockerconfigjson \
+	--from-file=.dockerconfigjson="$dir/auth.json" --dry-run=client -o yaml | kubectl apply -f - >/dev/null
 annotations=
 [[ -z ${SANDBOX:-} ]] || annotations="cis.cumulet.io/sandbox: $SANDBOX"
 sed "s#IMAGE#$image#; s#annotations: {}#annotations: {$annotations}#" hack/demo/manifests/demo.yaml >"$dir/demo.yaml"

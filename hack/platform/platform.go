@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -72,13 +73,12 @@ var build struct {
 func Build(t testing.TB) string {
 	t.Helper()
 	build.once.Do(func() {
-		// One for each package of each checkout: another's build must not change what this one runs.
-		wd, err := os.Getwd()
+		root, err := exec.Command("go", "env", "GOMOD").Output() //nolint:noctx // ends by itself
 		if err != nil {
-			build.err = err
+			build.err = fmt.Errorf("find module: %w", err)
 			return
 		}
-		build.dir = filepath.Join(os.TempDir(), fmt.Sprintf("cumulet-e2e-%d-%08x", os.Getuid(), crc32.ChecksumIEEE([]byte(wd))))
+		build.dir = filepath.Join(os.TempDir(), fmt.Sprintf("cumulet-e2e-%d-%08x", os.Getuid(), crc32.ChecksumIEEE(root)))
 		cmd := exec.Command("go", "build", "-trimpath", "-o", build.dir+"/", "cumulet.io/cmd/cis", "cumulet.io/cmd/cisd", "cumulet.io/hack/image", "cumulet.io/hack/demo/app") //nolint:noctx // a build ends by itself
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -212,33 +212,23 @@ func (p *Platform) Kill(name string) bool {
 	return pid != 0 && syscall.Kill(pid, syscall.SIGKILL) == nil
 }
 
-// child finds the process called name among the children of the roles.
+// child finds the process of that program which works in this platform's state directory.
 func (p *Platform) child(name string) int {
-	p.mu.Lock()
-	parents := map[string]bool{}
-	for _, pr := range p.proc {
-		parents[fmt.Sprint(pr.cmd.Process.Pid)] = true
-	}
-	p.mu.Unlock()
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	cmdlines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return 0
 	}
-	for _, s := range stats {
-		data, err := os.ReadFile(s)
+	for _, c := range cmdlines {
+		data, err := os.ReadFile(c)
 		if err != nil {
 			continue
 		}
-		// pid (comm) state ppid …
-		open, end := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
-		if open < 0 || end < open || string(data[open+1:end]) != name {
+		program, args, _ := bytes.Cut(data, []byte{0})
+		if filepath.Base(string(program)) != name || !bytes.Contains(args, []byte(p.StateDir+"/")) {
 			continue
 		}
-		if f := strings.Fields(string(data[end+1:])); len(f) > 1 && parents[f[1]] {
-			var pid int
-			if _, err := fmt.Sscan(string(data[:open]), &pid); err == nil {
-				return pid
-			}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(c))); err == nil {
+			return pid
 		}
 	}
 	return 0

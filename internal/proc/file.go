@@ -3,6 +3,7 @@ package proc
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -98,6 +99,42 @@ func (l *File) shift() error {
 		}
 	}
 	return nil
+}
+
+// Trim bounds a log that another process appends to, and may go on appending to
+// while this one is gone: when it is longer than maxBytes, it becomes NAME.1 and
+// is emptied, as File does it. Lines that are written meanwhile may be lost.
+func Trim(path string, maxBytes int64, keep int) error {
+	st, err := os.Stat(path)
+	if err != nil || st.Size() <= maxBytes {
+		return err
+	}
+	for i := keep - 1; i > 0; i-- {
+		err := os.Rename(fmt.Sprintf("%s.%d", path, i), fmt.Sprintf("%s.%d", path, i+1))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if keep > 0 {
+		if err := copyFile(path, path+".1"); err != nil {
+			return err
+		}
+	}
+	return os.Truncate(path, 0)
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
 }
 
 // Close ends the writing; a later Write is an error. Closing twice is fine.

@@ -73,6 +73,31 @@ func TestFileRotates(t *testing.T) {
 	}
 }
 
+func TestTrim(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "child.log")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) // another process's
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, s := range []string{"aaaa", "bbbb", "cccc", "d"} {
+		if _, err := f.WriteString(s); err != nil {
+			t.Fatal(err)
+		}
+		if err := Trim(path, 3, 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for suffix, want := range map[string]string{"": "d", ".1": "cccc", ".2": "bbbb"} {
+		if b, err := os.ReadFile(path + suffix); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v; want %q", suffix, b, err, want)
+		}
+	}
+	if all, err := os.ReadDir(filepath.Dir(path)); err != nil || len(all) != 3 {
+		t.Errorf("files %v, %v", all, err)
+	}
+}
+
 func TestFileKeepsNoOldOnes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "child.log")
 	f, err := OpenFile(path, 4, 0)

@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"os"
 	"os/exec"
 	"runtime"
 	"syscall"
@@ -47,8 +48,21 @@ type Child struct {
 
 	// DieWithParent has the kernel kill the child when this process dies, even
 	// by SIGKILL. Without it the child lives on, and the next start of this
-	// process has to find and own it.
+	// process has to find and own it, as with Adopt.
 	DieWithParent bool
+	// Adopt has Run go on with a child that a Run of a killed process has left,
+	// when it was started with the same program, Args, Env, Dir, Credential and
+	// Version, and stop it first when not. It is found by its name and Args, so
+	// these must be no other process's. It excludes DieWithParent, and needs an
+	// Output that is an *os.File.
+	Adopt bool
+	// Version is of what the child reads at its start and Args do not show, as
+	// its configuration.
+	Version string
+
+	// BeforeStart, if set, is called before each start, and the start waits for
+	// it; not when a child is adopted.
+	BeforeStart func(ctx context.Context)
 
 	// A child that dies is started again after MinBackoff, doubled each time up
 	// to MaxBackoff. Having lived for MaxBackoff starts the count anew.
@@ -70,8 +84,22 @@ func (c Child) Run(ctx context.Context) error {
 	c = c.withDefaults()
 	log := c.Log.With("child", c.Name)
 	backoff, ever := c.MinBackoff, false
+	if c.Adopt {
+		if _, ok := c.Output.(*os.File); !ok || c.DieWithParent {
+			return fmt.Errorf("run %s: a child to be adopted needs a file for its output, and must not die with its parent", c.Name)
+		}
+		if err := c.adopt(ctx, log); err != nil && !errors.Is(err, errNoOrphan) {
+			if isUnrunnable(err) {
+				return fmt.Errorf("run %s: %w", c.Name, err)
+			}
+			log.Error("child of an earlier start not found out", "error", err)
+		}
+	}
 	for ctx.Err() == nil {
 		began := time.Now()
+		if c.BeforeStart != nil {
+			c.BeforeStart(ctx)
+		}
 		err := c.once(ctx, log)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // how it ended when told to is of no interest
@@ -118,6 +146,13 @@ var errEnded = errors.New("ended with exit code 0")
 func (c Child) once(ctx context.Context, log *slog.Logger) error {
 	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
 	cmd.Env, cmd.Dir = c.Env, c.Dir
+	if c.Adopt {
+		mark, err := c.mark()
+		if err != nil {
+			return err
+		}
+		cmd.Env = append(c.environ()[:len(c.environ()):len(c.environ())], mark)
+	}
 	// A group of its own: Ctrl-C at a terminal is for this process, which then
 	// stops its children in its own order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.Credential}

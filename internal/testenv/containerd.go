@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cumulet.io/cis/engine/cri/containerd"
+	"cumulet.io/cis/engine/cri/fence"
 )
 
 // ContainerdEnv is a containerd of the test's own, with PauseImage and
@@ -26,6 +27,7 @@ type ContainerdEnv struct {
 	// CgroupParent is for the pods' CgroupParent: a path to add elements to, or
 	// with systemd the name of a slice. All below it is removed with the test.
 	CgroupParent string
+	Bridge       string       // of the pods' network
 	Subnet       netip.Prefix // of the pods; its first address is this machine's
 	Daemon       *containerd.Daemon
 
@@ -67,7 +69,7 @@ func Containerd(t testing.TB, options ...func(*containerd.Config)) *ContainerdEn
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &ContainerdEnv{Socket: d.Socket(), Dir: s.dir, Runtimes: d.Handlers(), Daemon: d, CgroupParent: "/" + s.cgroup, Subnet: s.subnet, t: t}
+	e := &ContainerdEnv{Socket: d.Socket(), Dir: s.dir, Runtimes: d.Handlers(), Daemon: d, CgroupParent: "/" + s.cgroup, Bridge: s.bridge, Subnet: s.subnet, t: t}
 	if d.Host().Systemd {
 		e.CgroupParent = s.cgroup + ".slice"
 	}
@@ -162,7 +164,7 @@ func (e *ContainerdEnv) shutDown() {
 func (e *ContainerdEnv) purge(s slot) {
 	ctx, cancel := context.WithTimeout(context.Background(), removeTimeout)
 	defer cancel()
-	if err := errors.Join(e.Daemon.Purge(ctx), removeCgroups(s.cgroup)); err != nil {
+	if err := errors.Join(e.Daemon.Purge(ctx), fence.Remove(s.bridge), removeCgroups(s.cgroup)); err != nil {
 		e.t.Error(err)
 	}
 }

@@ -271,12 +271,64 @@ func TestNothingLostNothingTwice(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(c.o.LogRoot, "*", "*")); err != nil || len(left) != 1 || filepath.Base(left[0]) != "i-3" {
 		t.Errorf("left %v %v", left, err)
 	}
+	cutWhileItGrows(t, c, s)
 	stop()
 	for _, path := range []string{filepath.Join(c.o.Dir, "filebeat.yml")} {
 		b, err := os.ReadFile(path)
 		if err != nil || bytes.Contains(b, []byte("write-secret")) {
 			t.Errorf("%s has the password (%v)", path, err)
 		}
+	}
+}
+
+// cutWhileItGrows holds that a log whose shipped beginning is given back, again and again, arrives whole.
+func cutWhileItGrows(t *testing.T, c *Collector, s logs.Store) {
+	t.Helper()
+	file := filepath.Join(c.o.LogRoot, "acme", "i-4", "app", "0.log")
+	if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r := &Reaper{Collector: c, Keep: 100 << 10, Log: slog.New(slog.DiscardHandler)}
+	const lines = 2000
+	var freed int64
+	for part := range 3 {
+		var b []byte
+		for n := range lines {
+			b = crilog.AppendRecord(b, crilog.Entry{Time: time.Date(2026, 1, 2, 3, 0, part, n, time.UTC), Stream: logs.Stdout,
+				Text: fmt.Appendf(nil, "line %d %s", part*lines+n, strings.Repeat("x", 200))})
+		}
+		if _, err := f.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, time.Minute, func() error {
+			if ok, err := c.Shipped(file); err != nil || !ok {
+				return fmt.Errorf("not shipped: %w", err)
+			}
+			return nil
+		})
+		n, err := r.Cut(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		freed += n
+	}
+	if used, err := crilog.Used(file); err != nil || used > r.Keep+128<<10 || freed == 0 {
+		t.Errorf("%d bytes are in use, %d were given back, %v", used, freed, err)
+	}
+	n := 0
+	for _, rec := range logstest.All(t, s, logs.Query{Org: "acme", Instance: "i-4", Limit: 700}) {
+		if want := fmt.Sprintf("line %d ", n); !strings.HasPrefix(rec.Message, want) {
+			t.Fatalf("%.40q, want %q", rec.Message, want)
+		}
+		n++
+	}
+	if n != 3*lines {
+		t.Errorf("%d lines, want %d", n, 3*lines)
 	}
 }
 

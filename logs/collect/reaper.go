@@ -9,10 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"cumulet.io/logs/crilog"
 )
 
 // Reaper removes the log directories of instances that have ended, when the store has all their lines and nobody has
-// written there for a while. Nothing else may remove them: a line that is gone before it is shipped is lost.
+// written there for a while, and cuts the beginning of logs that have grown long while their instances run, as far as the
+// store has it. Nothing else may remove them: a line that is gone before it is shipped is lost.
 type Reaper struct {
 	// Collector ships LogRoot.
 	Collector *Collector
@@ -22,6 +25,9 @@ type Reaper struct {
 	Grace time.Duration
 	// Every is how often Run looks; 0 means a minute.
 	Every time.Duration
+	// Keep is how many bytes of a log stay on the node when all of it is shipped; 0 means all. What is not shipped stays
+	// in any case.
+	Keep int64
 	// Log gets what was removed and what failed.
 	Log *slog.Logger
 }
@@ -37,6 +43,9 @@ func (r *Reaper) Run(ctx context.Context) error {
 	for {
 		if _, err := r.Pass(ctx); err != nil && ctx.Err() == nil {
 			r.Log.ErrorContext(ctx, "remove shipped logs", "error", err)
+		}
+		if _, err := r.Cut(ctx); err != nil && ctx.Err() == nil {
+			r.Log.ErrorContext(ctx, "cut shipped logs", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -84,6 +93,50 @@ func (r *Reaper) Pass(ctx context.Context) (removed int, err error) {
 		}
 	}
 	return removed, errors.Join(errs...)
+}
+
+// Cut looks once at every log, cuts those that take more than Keep, and tells how many bytes it gave back.
+func (r *Reaper) Cut(ctx context.Context) (freed int64, err error) {
+	if r.Keep <= 0 {
+		return 0, nil
+	}
+	files, err := filepath.Glob(filepath.Join(r.Collector.o.LogRoot, "*", "*", "*", "*.log"))
+	if err != nil {
+		return 0, fmt.Errorf("list logs: %w", err)
+	}
+	var reg registry
+	var errs []error
+	for _, path := range files {
+		if ctx.Err() != nil {
+			break
+		}
+		used, err := crilog.Used(path)
+		if err == nil && used > r.Keep {
+			if reg == nil {
+				if reg, err = r.Collector.registry(); err != nil {
+					return freed, err
+				}
+			}
+			var n int64
+			n, err = reg.cut(path, r.Keep)
+			if freed += n; n > 0 {
+				r.Log.InfoContext(ctx, "cut a shipped log", "log", path, "bytes", n)
+			}
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return freed, errors.Join(errs...)
+}
+
+// cut keeps what is not shipped, and at least so many bytes.
+func (r registry) cut(path string, keep int64) (int64, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0, fmt.Errorf("look at log: %w", err)
+	}
+	return crilog.CutFront(path, min(r[path], st.Size()-keep))
 }
 
 // allShipped tells whether all below dir was last changed before and is shipped.

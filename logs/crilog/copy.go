@@ -34,7 +34,8 @@ type Options struct {
 const recheck = time.Second
 
 // Copy writes the text of the CRI log file at path to w. Both streams go to w in the file's order. Lines that are no
-// CRI record are left out. A cancelled ctx is returned as its error, a missing file wraps fs.ErrNotExist.
+// CRI record are left out, and so is the beginning of a file that was cut (CutFront). A cancelled ctx is returned as its
+// error, a missing file wraps fs.ErrNotExist.
 func Copy(ctx context.Context, w io.Writer, path string, o Options) error {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -46,8 +47,11 @@ func Copy(ctx context.Context, w io.Writer, path string, o Options) error {
 	}
 	c := &copier{f: f, path: path, left: -1, p: NewPrinter(w, o.Since, o.LimitBytes, o.Timestamps), o: o}
 	defer func() { c.f.Close() }() //nolint:errcheck // read only
+	if c.off, err = front(f); err != nil {
+		return fmt.Errorf("copy log: %w", err)
+	}
 	if o.Tail != nil {
-		if c.off, err = tailStart(f, *o.Tail); err != nil {
+		if c.off, err = tailStart(f, c.off, *o.Tail); err != nil {
 			return fmt.Errorf("copy log: %w", err)
 		}
 		if !o.Follow {
@@ -238,16 +242,17 @@ func isClosed(ch <-chan struct{}) bool {
 	}
 }
 
-// tailStart finds where the last n records begin, reading backwards. A last line without newline is not counted.
-func tailStart(f *os.File, n int64) (int64, error) {
+// tailStart finds where the last n records from first on begin, reading backwards. A last line without newline is not
+// counted.
+func tailStart(f *os.File, first, n int64) (int64, error) {
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil || n < 0 {
-		return 0, err
+		return first, err
 	}
 	buf := make([]byte, 32<<10)
 	var count int64
-	for right := size; right > 0; {
-		left := max(right-int64(len(buf)), 0)
+	for right := size; right > first; {
+		left := max(right-int64(len(buf)), first)
 		block := buf[:right-left]
 		if _, err := f.ReadAt(block, left); err != nil && !errors.Is(err, io.EOF) {
 			return 0, err
@@ -259,5 +264,5 @@ func tailStart(f *os.File, n int64) (int64, error) {
 		}
 		right = left
 	}
-	return 0, nil
+	return first, nil
 }

@@ -17,7 +17,8 @@ import (
 
 // Bootstrap is what must exist before anyone can log in.
 type Bootstrap struct {
-	// Admin is the first person, owner of Org. Later changes of its password or role are left alone.
+	// Admin is the first person, owner of Org, who administers the platform as long as nobody else does. Later changes
+	// of its password or role are left alone.
 	Admin Credential
 	// Org is the first organisation.
 	Org string
@@ -66,6 +67,9 @@ func (s *Store) Bootstrap(ctx context.Context, b Bootstrap) error {
 	} else if err != nil {
 		return fmt.Errorf("bootstrap %s: %w", b.Admin.Name, err)
 	}
+	if err := s.bootstrapAdmin(ctx, b.Admin.Name); err != nil {
+		return fmt.Errorf("bootstrap %s: %w", b.Admin.Name, err)
+	}
 	if b.Org == "" {
 		return nil
 	}
@@ -73,6 +77,21 @@ func (s *Store) Bootstrap(ctx context.Context, b Bootstrap) error {
 		return fmt.Errorf("bootstrap organisation %s: %w", b.Org, err)
 	}
 	return nil
+}
+
+// bootstrapAdmin makes a person an administrator of the platform when it has none.
+func (s *Store) bootstrapAdmin(ctx context.Context, name string) error {
+	var n int
+	if err := s.db.QueryRowContext(ctx, admins).Scan(&n); err != nil || n > 0 {
+		return wrap("count administrators", err)
+	}
+	a, err := s.Account(ctx, name)
+	if err != nil {
+		return err
+	}
+	on, platform := false, append(a.Platform, "admin")
+	_, err = s.UpdateAccount(ctx, name, AccountPatch{Disabled: &on, Platform: &platform})
+	return err
 }
 
 func (s *Store) bootstrapService(ctx context.Context, svc ServiceAccount) error {

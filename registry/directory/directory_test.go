@@ -42,6 +42,11 @@ func (c *clock) advance(d time.Duration) {
 // cheap makes hashing fast.
 func cheap() HashCost { return HashCost{MemoryKiB: 64, Passes: 1} }
 
+// as is the login of a person by password.
+func as(name string) *registry.Login {
+	return &registry.Login{Account: registry.Account{Name: name, Kind: registry.Person}}
+}
+
 func openStore(t testing.TB, db *sqldb.DB, now func() time.Time) *Store {
 	t.Helper()
 	s, err := Open(t.Context(), db, Config{Cost: cheap(), Now: now})
@@ -244,23 +249,23 @@ func conformance(t *testing.T, empty func(testing.TB) string) {
 	})
 
 	t.Run("offline tokens", func(t *testing.T) {
-		token, err := s.NewOfflineToken(ctx, "ann", "registry", "docker\x00\xff")
+		token, err := s.NewOfflineToken(ctx, as("ann"), "registry", "docker\x00\xff")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a, err := s.UseOfflineToken(ctx, token, "registry"); err != nil || a.Name != "ann" {
+		if a, _, err := s.UseOfflineToken(ctx, token, "registry"); err != nil || a.Name != "ann" {
 			t.Errorf("UseOfflineToken = %v, %v", a, err)
 		}
-		_, err = s.UseOfflineToken(ctx, token, "cis")
+		_, _, err = s.UseOfflineToken(ctx, token, "cis")
 		is("other audience", err, problem.ErrUnauthenticated)
-		_, err = s.UseOfflineToken(ctx, token+"x", "registry")
+		_, _, err = s.UseOfflineToken(ctx, token+"x", "registry")
 		is("other token", err, problem.ErrUnauthenticated)
 		clk.advance(offlineIdle - time.Hour)
-		if _, err := s.UseOfflineToken(ctx, token, "registry"); err != nil {
+		if _, _, err := s.UseOfflineToken(ctx, token, "registry"); err != nil {
 			t.Error(err)
 		}
 		clk.advance(offlineIdle - time.Hour)
-		if _, err := s.UseOfflineToken(ctx, token, "registry"); err != nil {
+		if _, _, err := s.UseOfflineToken(ctx, token, "registry"); err != nil {
 			t.Errorf("used in between: %v", err)
 		}
 		if list, err := s.OfflineTokens(ctx, "ann"); err != nil || len(list) != 1 || list[0].Client != "docker??" {
@@ -269,42 +274,42 @@ func conformance(t *testing.T, empty func(testing.TB) string) {
 		if err := s.RevokeOfflineToken(ctx, token); err != nil {
 			t.Fatal(err)
 		}
-		_, err = s.UseOfflineToken(ctx, token, "registry")
+		_, _, err = s.UseOfflineToken(ctx, token, "registry")
 		is("revoked", err, problem.ErrUnauthenticated)
 		if err := s.RevokeOfflineToken(ctx, token); err != nil {
 			t.Errorf("twice: %v", err)
 		}
-		idle, err := s.NewOfflineToken(ctx, "cat", "registry", "")
+		idle, err := s.NewOfflineToken(ctx, as("cat"), "registry", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		clk.advance(offlineIdle + time.Minute)
-		_, err = s.UseOfflineToken(ctx, idle, "registry")
+		_, _, err = s.UseOfflineToken(ctx, idle, "registry")
 		is("idle", err, problem.ErrUnauthenticated)
 
-		first, err := s.NewOfflineToken(ctx, "ann", "registry", "")
+		first, err := s.NewOfflineToken(ctx, as("ann"), "registry", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		for range maxOffline {
 			clk.advance(time.Second)
-			if _, err := s.NewOfflineToken(ctx, "ann", "registry", ""); err != nil {
+			if _, err := s.NewOfflineToken(ctx, as("ann"), "registry", ""); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if list, err := s.OfflineTokens(ctx, "ann"); err != nil || len(list) != maxOffline {
 			t.Errorf("%d tokens, %v", len(list), err)
 		}
-		_, err = s.UseOfflineToken(ctx, first, "registry")
+		_, _, err = s.UseOfflineToken(ctx, first, "registry")
 		is("pushed out", err, problem.ErrUnauthenticated)
-		last, err := s.NewOfflineToken(ctx, "ann", "registry", "")
+		last, err := s.NewOfflineToken(ctx, as("ann"), "registry", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := s.SetPassword(ctx, "ann", "a new password"); err != nil {
 			t.Fatal(err)
 		}
-		_, err = s.UseOfflineToken(ctx, last, "registry")
+		_, _, err = s.UseOfflineToken(ctx, last, "registry")
 		is("after the password changed", err, problem.ErrUnauthenticated)
 	})
 

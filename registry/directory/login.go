@@ -42,8 +42,11 @@ func (s *Store) Authenticate(ctx context.Context, name, password, client string)
 	} else if err != nil {
 		return nil, err
 	}
+	if hash == "" { // an account without password, as OpenID Connect makes it
+		account, hash = nil, s.decoy
+	}
 	service := account != nil && account.Kind == registry.Service
-	if service && s.isProven(name, password, hash) {
+	if service && !account.Disabled && s.isProven(name, password, hash) {
 		return account, nil // at once, past any queue of guesses
 	}
 	stripe := s.stripe(name, client)
@@ -72,6 +75,9 @@ func (s *Store) Authenticate(ctx context.Context, name, password, client string)
 	}
 	s.prove(name, password, hash)
 	s.throttle.succeeded(name, client)
+	if account.Disabled {
+		return nil, disabled()
+	}
 	return account, nil
 }
 

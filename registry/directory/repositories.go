@@ -66,8 +66,20 @@ func (s *Store) SetVisibility(ctx context.Context, name string, v registry.Visib
 	if !v.Valid() {
 		return nil, problem.Invalid("visibility", "must be private or public", v)
 	}
-	res, err := s.db.ExecContext(ctx, s.db.Q(`UPDATE registry_repositories SET visibility = ? WHERE name = ?`), v, name)
-	if err := oneRow(res, err, "there is no repository %q", name); err != nil {
+	before, err := s.Repository(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	e := &registry.AuditEntry{Org: before.Org, Action: "repository.visibility", Target: name,
+		Detail: map[string]string{"before": string(before.Visibility), "after": string(v)}}
+	err = s.change(ctx, e, func(tx *sql.Tx) error {
+		if before.Visibility == v {
+			e.Action = ""
+		}
+		res, err := tx.ExecContext(ctx, s.db.Q(`UPDATE registry_repositories SET visibility = ? WHERE name = ?`), v, name)
+		return oneRow(res, err, "there is no repository %q", name)
+	})
+	if err != nil {
 		return nil, err
 	}
 	return s.Repository(ctx, name)
@@ -91,23 +103,8 @@ func (s *Store) Repositories(ctx context.Context, orgs []string, public bool, af
 	if len(where) == 0 {
 		return nil, nil
 	}
-	args = append(args, after, min(max(limit, 1), MaxPage))
+	args = append(args, after, page(limit))
 	rows, err := s.db.QueryContext(ctx, s.db.Q(`SELECT `+repositoryColumns+` FROM registry_repositories
-		WHERE (`+strings.Join(where, ` OR `)+`) AND `+s.byName+` > ? ORDER BY `+s.byName+` LIMIT ?`), args...)
-	if err != nil {
-		return nil, fmt.Errorf("list repositories: %w", err)
-	}
-	defer rows.Close() //nolint:errcheck // Err tells
-	var out []registry.Repository
-	for rows.Next() {
-		r, err := scanRepository(rows.Scan)
-		if err != nil {
-			return nil, fmt.Errorf("list repositories: %w", err)
-		}
-		out = append(out, r)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("list repositories: %w", err)
-	}
-	return out, nil
+		WHERE (`+strings.Join(where, ` OR `)+`) AND `+s.bytewise("name")+` > ? ORDER BY `+s.bytewise("name")+` LIMIT ?`), args...)
+	return collect(rows, err, "list repositories", scanRepository)
 }

@@ -26,11 +26,16 @@ const (
 const (
 	// TypeRepository names "org/repo…"; actions pull, push, delete, as the Docker token specification has them.
 	TypeRepository = "repository"
-	// TypeOrg names an organisation; actions read, write, admin (on instances, logs and bills, by audience).
+	// TypeOrg names an organisation; actions read, write, admin (on instances, logs and bills, by audience), and own
+	// (the org itself).
 	TypeOrg = "org"
 	// TypePlatform names "*"; actions node (a virtual node's agent, may act for every org), operator (reads
-	// everything), meter (reads meter events). Never given to a tenant's member.
+	// everything), meter (reads meter events), admin (manages accounts, orgs and quotas at the registry, and opens no
+	// org's content). Only admin and operator are ever given to a person.
 	TypePlatform = "platform"
+	// TypeAccount names the subject's own account; actions read, write (password, API keys, identities). Write is for
+	// those who have proven who they are by password or OpenID Connect, not for what stands in for it.
+	TypeAccount = "account"
 )
 
 // Actions on TypeOrg and TypePlatform.
@@ -38,6 +43,7 @@ const (
 	ActionRead     = "read"
 	ActionWrite    = "write"
 	ActionAdmin    = "admin"
+	ActionOwn      = "own"
 	ActionNode     = "node"
 	ActionOperator = "operator"
 	ActionMeter    = "meter"
@@ -67,10 +73,10 @@ func (c *Claims) Allows(typ, name, action string) bool {
 	})
 }
 
-// AllowsOrg tells whether the bearer may do action (read, write, admin) in org. admin implies write, write implies
-// read; the platform's node role has write in every org, its operator role read.
+// AllowsOrg tells whether the bearer may do action (read, write, admin, own) in org. admin implies write, write implies
+// read; own is itself alone. The platform's node role has write in every org, its operator role read.
 func (c *Claims) AllowsOrg(org, action string) bool {
-	if c.Allows(TypePlatform, "*", ActionNode) && action != ActionAdmin ||
+	if c.Allows(TypePlatform, "*", ActionNode) && (action == ActionRead || action == ActionWrite) ||
 		c.Allows(TypePlatform, "*", ActionOperator) && action == ActionRead {
 		return true
 	}

@@ -10,8 +10,10 @@ import (
 	"sync"
 
 	"github.com/distribution/distribution/v3"
+	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/distribution/distribution/v3/registry/auth"
 	repositorymiddleware "github.com/distribution/distribution/v3/registry/middleware/repository"
+	"github.com/distribution/distribution/v3/registry/storage/driver/factory"
 
 	"cumulet.io/registry/hubtoken"
 )
@@ -33,6 +35,7 @@ var extendOnce = sync.OnceValue(func() error { //nolint:gochecknoglobals // guar
 		}
 		return r, nil
 	}
+	factory.Register(shared, sharedDriver{})
 	return errors.Join(
 		auth.Register(extension, func(options map[string]any) (auth.AccessController, error) {
 			r, err := registryOf(options)
@@ -40,7 +43,7 @@ var extendOnce = sync.OnceValue(func() error { //nolint:gochecknoglobals // guar
 		}),
 		repositorymiddleware.Register(extension, func(_ context.Context, repo distribution.Repository, options map[string]any) (distribution.Repository, error) {
 			r, err := registryOf(options)
-			return &recordedRepository{Repository: repo, registry: r}, err
+			return &countedRepository{Repository: repo, registry: r}, err
 		}))
 })
 
@@ -62,7 +65,7 @@ func (r *Registry) authenticate(req *http.Request) (*http.Request, error) {
 	if token == "" {
 		return req.WithContext(context.WithValue(ctx, stateKey{}, tokenMissing)), nil
 	}
-	claims, err := r.cfg.Verifier.Verify(ctx, token, hubtoken.AudienceRegistry)
+	claims, err := r.verifier.Verify(ctx, token, hubtoken.AudienceRegistry)
 	switch {
 	case err == nil:
 		return req.WithContext(context.WithValue(hubtoken.WithClaims(ctx, claims), stateKey{}, tokenGood)), nil
@@ -80,6 +83,7 @@ type accessController struct{ registry *Registry }
 func (a accessController) Authorized(req *http.Request, access ...auth.Access) (*auth.Grant, error) {
 	claims := hubtoken.FromContext(req.Context())
 	if err := a.registry.check(req.Context(), claims, access); err != nil {
+		a.registry.auditDenied(req, access)
 		return nil, err
 	}
 	return &auth.Grant{User: auth.UserInfo{Name: claims.Subject}}, nil
@@ -100,6 +104,32 @@ func (r *Registry) check(ctx context.Context, claims *hubtoken.Claims, access []
 	default:
 		return &challenge{r, "", access}
 	}
+}
+
+// allow checks that the token has all of these actions on a repository; a request without is answered.
+func (r *Registry) allow(w http.ResponseWriter, req *http.Request, repository string, actions ...string) bool {
+	claims := hubtoken.FromContext(req.Context())
+	if state, ok := req.Context().Value(stateKey{}).(authState); ok && state == tokenGood {
+		allowed := true
+		for _, a := range actions {
+			allowed = allowed && claims.Allows(hubtoken.TypeRepository, repository, a)
+		}
+		if allowed {
+			return true
+		}
+	}
+	access := make([]auth.Access, len(actions))
+	for i, a := range actions {
+		access[i] = auth.Access{Resource: auth.Resource{Type: hubtoken.TypeRepository, Name: repository}, Action: a}
+	}
+	if err := r.check(req.Context(), claims, access); err != nil {
+		if c, ok := err.(auth.Challenge); ok { //nolint:errorlint // check makes nothing else
+			c.SetHeaders(req, w)
+		}
+	}
+	r.auditDenied(req, access)
+	r.fail(w, req, errcode.ErrorCodeUnauthorized.WithDetail(access))
+	return false
 }
 
 // challenge tells a client which token to get where (Docker token specification, "How to authenticate"; RFC 6750,

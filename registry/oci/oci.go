@@ -1,30 +1,34 @@
 // Package oci serves the OCI distribution API on /v2/, with distribution v3 as its core and hubtokens as its access
-// control. What the core lacks is added around it: a catalog that shows a tenant its own repositories, mounts that
-// need a right on their source, rows for pushed repositories, push events.
+// control. What the core lacks is added around it: manifests, tags and referrers from an index, blobs without a detour,
+// a catalog that shows a tenant its own repositories, mounts that need a right on their source, quotas, rules, events.
 //
 // It gives out no tokens and decides nobody's role: what a verified token carries is what counts.
 package oci
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
-	"github.com/distribution/distribution/v3/configuration"
+	"github.com/distribution/distribution/v3"
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/distribution/distribution/v3/registry/handlers"
+	"github.com/distribution/distribution/v3/registry/storage/driver"
+	"github.com/distribution/distribution/v3/registry/storage/driver/factory"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // the embedded default
+	"github.com/opencontainers/go-digest"
 
+	"cumulet.io/internal/problem"
 	"cumulet.io/registry"
 	"cumulet.io/registry/hubtoken"
+	"cumulet.io/registry/index"
 )
 
 // maxManifestBytes is the largest manifest that is taken: 4 MiB, as the distribution specification asks for at least.
@@ -36,14 +40,32 @@ type Directory interface {
 	Pushed(ctx context.Context, repository, account string) error
 	// Memberships gives an account's orgs.
 	Memberships(ctx context.Context, account string) ([]registry.Membership, error)
+	// Repository gives a repository, or an error of class ErrNotFound.
+	Repository(ctx context.Context, name string) (*registry.Repository, error)
 	// Repositories lists the repositories of orgs after a name, in byte order.
 	Repositories(ctx context.Context, orgs []string, public bool, after string, limit int) ([]registry.Repository, error)
 }
 
-// Config is for New. All but Driver, Outbox and Logger are required.
+// BlobServer gives out blobs that the caller has been found to have a right to. ServeBlob answers GET and HEAD, ranges
+// included; the headers Docker-Content-Digest, Content-Type, ETag and Cache-Control are set already. dgst is the
+// canonical one; size is below 0 when it is not known. An error, of problem's classes, tells that nothing was written;
+// ErrNotFound that the store has no such blob. Safe for concurrent use.
+type BlobServer interface {
+	ServeBlob(w http.ResponseWriter, r *http.Request, dgst digest.Digest, size int64) error
+}
+
+// Config is for New. Directory, Verifier, Index, Realm, Service, SecretFile and what the driver needs are required.
 type Config struct {
 	Directory Directory
 	Verifier  hubtoken.Verifier
+	// Index keeps rows of what is stored, on one database with the directory or on its own.
+	Index *index.Store
+	// Quotas bounds what orgs store; nil is no bound.
+	Quotas registry.Quotas
+	// Auditor is told of deletions, of changed rules and of accesses that were denied; nil is nobody.
+	Auditor registry.Auditor
+	// Blobs serves blobs; nil is the core, and of the file system the files themselves.
+	Blobs BlobServer
 	// Realm is the token service's URL as clients reach it, and Service the name that they ask it for.
 	Realm, Service string
 	// Driver is a registered storage driver; "" is "filesystem". Parameters are the driver's own; of the file system
@@ -55,14 +77,24 @@ type Config struct {
 	SecretFile string
 	// Outbox is given an event for each stored manifest before its push is answered; an error fails the push. nil is nobody.
 	Outbox registry.Outbox
+	// Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
+	Patience time.Duration
 	// Logger is for what goes wrong here; nil is slog.Default.
 	Logger *slog.Logger
 }
 
 // Registry serves /v2/. Safe for concurrent use.
 type Registry struct {
-	cfg Config
-	app *handlers.App
+	cfg      Config
+	app      *handlers.App
+	driver   driver.StorageDriver
+	store    distribution.Namespace
+	verifier hubtoken.Verifier
+	contents *contents
+	links    *links
+	pulls    *pulls
+	denials  *denials
+	quotas   *quotaNotices
 }
 
 // nobody is the outbox of a registry that has none.
@@ -72,9 +104,9 @@ type nobody struct{}
 func (nobody) Emit(context.Context, registry.Event) error { return nil }
 
 // New makes a registry. Close it when it is no longer served.
-func New(cfg Config) (r *Registry, err error) {
-	if cfg.Directory == nil || cfg.Verifier == nil || cfg.Service == "" || cfg.SecretFile == "" {
-		return nil, errors.New("registry: directory, verifier, service and secret file are needed")
+func New(ctx context.Context, cfg Config) (r *Registry, err error) {
+	if cfg.Directory == nil || cfg.Verifier == nil || cfg.Index == nil || cfg.Service == "" || cfg.SecretFile == "" {
+		return nil, errors.New("registry: directory, verifier, index, service and secret file are needed")
 	}
 	if u, err := url.Parse(cfg.Realm); err != nil || u.Host == "" {
 		return nil, errors.New("registry: the realm must be a URL")
@@ -91,6 +123,7 @@ func New(cfg Config) (r *Registry, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	cfg.Patience = cmp.Or(cfg.Patience, time.Minute)
 	if cfg.Outbox == nil {
 		cfg.Outbox = nobody{}
 	}
@@ -101,7 +134,28 @@ func New(cfg Config) (r *Registry, err error) {
 	if err := extendOnce(); err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	r = &Registry{cfg: cfg}
+	r = &Registry{cfg: cfg, pulls: newPulls(), denials: newDenials(), quotas: newQuotaNotices()}
+	if r.driver, err = factory.Create(ctx, cfg.Driver, cfg.Parameters); err != nil {
+		return nil, fmt.Errorf("registry: storage %s: %w", cfg.Driver, err)
+	}
+	if r.store, err = openStore(ctx, r.driver); err != nil {
+		return nil, fmt.Errorf("registry: storage %s: %w", cfg.Driver, err)
+	}
+	if r.verifier, err = newVerified(cfg.Verifier); err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	if r.contents, err = newContents(); err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	if r.links, err = newLinks(); err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	if root, ok := cfg.Parameters["rootdirectory"].(string); ok && cfg.Driver == "filesystem" && cfg.Blobs == nil {
+		r.cfg.Blobs = blobFiles{root}
+	}
+	if err := r.fillIndex(ctx); err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
 	// The core panics on a configuration that it does not like.
 	defer func() {
 		if p := recover(); p != nil {
@@ -112,33 +166,12 @@ func New(cfg Config) (r *Registry, err error) {
 	return r, nil
 }
 
-// configuration is the core's.
-func (r *Registry) configuration(secret string) *configuration.Configuration {
-	c := &configuration.Configuration{Version: "0.1"}
-	c.HTTP.Secret = secret
-	// Locations name no host, so that a client's Host header goes nowhere.
-	c.HTTP.RelativeURLs = true
-	parameters := configuration.Parameters{}
-	for k, v := range r.cfg.Parameters {
-		parameters[k] = v
-	}
-	c.Storage = configuration.Storage{
-		r.cfg.Driver: parameters,
-		"delete":     {"enabled": true},
-		"redirect":   {"disable": true},
-		"cache":      {"blobdescriptor": "inmemory"},
-	}
-	c.Auth = configuration.Auth{extension: {optionRegistry: r}}
-	c.Middleware = map[string][]configuration.Middleware{
-		"repository": {{Name: extension, Options: configuration.Parameters{optionRegistry: r}}}}
-	// An index may name manifests that are elsewhere (image-spec 1.1, "sparse"), a layer may have URLs (Windows bases).
-	c.Validation.Manifests.Indexes.Platforms = "none"
-	c.Validation.Manifests.URLs.Allow = []string{"^https?://"}
-	return c
+// Close ends the core's background work and writes down what Run has not. Requests under way go on.
+func (r *Registry) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return errors.Join(r.flushPulls(ctx), r.app.Shutdown())
 }
-
-// Close ends the core's background work. Requests under way go on.
-func (r *Registry) Close() error { return r.app.Shutdown() }
 
 // ServeHTTP implements http.Handler.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -154,83 +187,67 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.catalog(w, req)
 		return
 	}
-	if req.Method == http.MethodPut && req.ContentLength > maxManifestBytes && strings.Contains(req.URL.Path, "/manifests/") {
-		w.Header().Set("Connection", "close")
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusRequestEntityTooLarge)
-		_, _ = fmt.Fprintf(w, `{"errors":[{"code":"SIZE_INVALID","message":"a manifest is at most %d bytes long"}]}`+"\n", maxManifestBytes) //nolint:errcheck // the client has gone
-		return
+	rt := parseRoute(req.URL.Path)
+	switch rt.end {
+	case endManifest:
+		r.manifest(w, req, rt)
+	case endTags:
+		r.tags(w, req, rt)
+	case endReferrers:
+		r.referrers(w, req, rt)
+	case endBlob:
+		r.blob(w, req, rt)
+	case endUploads:
+		r.beginUpload(w, req, rt)
+	case endUpload:
+		r.continueUpload(w, req)
+	default:
+		r.app.ServeHTTP(w, req)
 	}
-	r.app.ServeHTTP(w, withoutDeniedMount(req))
+}
+
+// begin sets what every answer has.
+func begin(w http.ResponseWriter) {
+	w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+}
+
+// allowMethods tells whether the method is one of these; any other is answered.
+func (r *Registry) allowMethods(w http.ResponseWriter, req *http.Request, methods ...string) bool {
+	if slices.Contains(methods, req.Method) {
+		return true
+	}
+	w.Header().Set("Allow", strings.Join(methods, ", "))
+	r.fail(w, req, errcode.ErrorCodeUnsupported)
+	return false
+}
+
+// problem answers with an error of problem's classes: unknown is the code for what is not there.
+func (r *Registry) problem(w http.ResponseWriter, req *http.Request, operation string, err error, unknown errcode.ErrorCode) {
+	r.fail(w, req, r.coded(req.Context(), operation, err, unknown))
+}
+
+// coded turns an error into one of the specification's codes, with what the client may know.
+func (r *Registry) coded(ctx context.Context, operation string, err error, unknown errcode.ErrorCode) error {
+	var p *problem.Error
+	if errors.As(err, &p) {
+		switch {
+		case errors.Is(err, problem.ErrNotFound):
+			return unknown.WithMessage(p.Detail)
+		case errors.Is(err, problem.ErrForbidden), errors.Is(err, problem.ErrExhausted):
+			return errcode.ErrorCodeDenied.WithMessage(p.Detail)
+		case errors.Is(err, problem.ErrInvalid):
+			return errcode.ErrorCodeManifestInvalid.WithMessage(p.Detail)
+		}
+	}
+	if ctx.Err() == nil {
+		r.cfg.Logger.ErrorContext(ctx, "request failed", "operation", operation, "error", err)
+	}
+	return errcode.ErrorCodeUnavailable.WithMessage("the registry cannot do this now: try again")
 }
 
 func (r *Registry) fail(w http.ResponseWriter, req *http.Request, err error) {
 	if err := errcode.ServeJSON(w, err); err != nil {
 		r.cfg.Logger.DebugContext(req.Context(), "the client has gone", "error", err)
 	}
-}
-
-// withoutDeniedMount turns a mount from a repository that the token may not pull into a plain upload, which is the
-// specification's answer (202) of a registry that cannot mount: it tells nothing of the source, and clients go on.
-func withoutDeniedMount(req *http.Request) *http.Request {
-	q := req.URL.Query()
-	from := q.Get("from")
-	if req.Method != http.MethodPost || from == "" || hubtoken.FromContext(req.Context()).Allows(hubtoken.TypeRepository, from, "pull") {
-		return req
-	}
-	if state, ok := req.Context().Value(stateKey{}).(authState); !ok || state != tokenGood {
-		return req // the challenge asks for both repositories
-	}
-	q.Del("from")
-	q.Del("mount")
-	out := req.Clone(req.Context())
-	out.URL.RawQuery = q.Encode()
-	out.RequestURI = out.URL.RequestURI()
-	return out
-}
-
-// readSecret reads the secret, making it when there is none.
-func readSecret(path string) (string, error) {
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := makeSecret(path); err != nil {
-			return "", err
-		}
-		text, err = os.ReadFile(path)
-	}
-	if err != nil {
-		return "", err
-	}
-	st, err := os.Stat(path)
-	if err != nil {
-		return "", err
-	}
-	if st.Mode().Perm()&0o077 != 0 {
-		return "", fmt.Errorf("%s may be read by others (mode %04o): chmod 600 it", path, st.Mode().Perm())
-	}
-	if len(text) < 32 {
-		return "", fmt.Errorf("%s is shorter than 32 bytes", path)
-	}
-	return string(text), nil
-}
-
-func makeSecret(path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".secret.*") // of mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = tmp.WriteString(rand.Text() + rand.Text())
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err == nil {
-		// Of several nodes that start at once, one makes it.
-		if err = os.Link(tmp.Name(), path); errors.Is(err, fs.ErrExist) {
-			err = nil
-		}
-	}
-	return errors.Join(err, os.Remove(tmp.Name()))
 }

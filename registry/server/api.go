@@ -16,35 +16,19 @@ import (
 // maxBodyBytes bounds the body of a management request.
 const maxBodyBytes = 64 << 10
 
-// repositoryPage is one page of a listing. Next is "" on the last.
-type repositoryPage struct {
-	Items []registry.Repository `json:"items"`
-	Next  string                `json:"next,omitempty"`
-}
-
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if problem.Write(w, err) >= http.StatusInternalServerError && r.Context().Err() == nil {
 		s.cfg.Logger.ErrorContext(r.Context(), "request failed", "path", r.URL.Path, "error", err)
 	}
 }
 
-func answer(w http.ResponseWriter, body any) {
+func answer(w http.ResponseWriter, body any) { answerWith(w, http.StatusOK, body) }
+
+func answerWith(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body) //nolint:errcheck // the client has gone
-}
-
-// mayOrg checks the caller's token. Without any right on the org, the answer is that of an org that does not exist.
-func mayOrg(r *http.Request, org, action string) error {
-	claims := hubtoken.FromContext(r.Context())
-	switch {
-	case claims.AllowsOrg(org, action):
-		return nil
-	case claims.AllowsOrg(org, hubtoken.ActionRead):
-		return problem.New(problem.ErrForbidden, "this needs %s on the organisation %q", action, org)
-	default:
-		return problem.New(problem.ErrNotFound, "there is no organisation %q that your token has access to", org)
-	}
 }
 
 // listRepositories answers GET /v1/orgs/{org}/repositories?limit=…&after=….
@@ -54,28 +38,56 @@ func (s *Server) listRepositories(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	q := r.URL.Query()
-	limit := 100
-	if text := q.Get("limit"); text != "" {
-		var err error
-		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > directory.MaxPage {
-			s.fail(w, r, problem.Invalid("limit", "must be 1 to 1000", text))
-			return
-		}
-	}
-	items, err := s.directory.Repositories(r.Context(), []string{org}, false, q.Get("after"), limit)
+	limit, after, err := pageOf(r)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	page := repositoryPage{Items: items}
+	items, err := s.directory.Repositories(r.Context(), []string{org}, false, after, limit)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	answer(w, paged(items, limit, func(r registry.Repository) string { return r.Name }))
+}
+
+// pageOf reads which page of a listing is wanted: 1 to 1000 items (100 unless told) after the last one's next.
+func pageOf(r *http.Request) (limit int, after string, err error) {
+	q := r.URL.Query()
+	limit = 100
+	if text := q.Get("limit"); text != "" {
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > directory.MaxPage {
+			return 0, "", problem.Invalid("limit", "must be 1 to 1000", text)
+		}
+	}
+	return limit, q.Get("after"), nil
+}
+
+// paged makes a page of items; next names an item for the page after it.
+func paged[T any](items []T, limit int, next func(T) string) registry.Page[T] {
+	if items == nil {
+		items = []T{}
+	}
+	page := registry.Page[T]{Items: items}
 	if len(items) == limit {
-		page.Next = items[limit-1].Name
+		page.Next = next(items[limit-1])
 	}
-	if page.Items == nil {
-		page.Items = []registry.Repository{}
+	return page
+}
+
+// handle makes a handler of a function that gives the body of the answer, nil for none.
+func (s *Server) handle(f func(w http.ResponseWriter, r *http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		body, err := f(w, r)
+		switch {
+		case err != nil:
+			s.fail(w, r, err)
+		case body == nil:
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			answer(w, body)
+		}
 	}
-	answer(w, page)
 }
 
 func repositoryName(r *http.Request) (org, name string, err error) {
@@ -87,7 +99,7 @@ func repositoryName(r *http.Request) (org, name string, err error) {
 // getRepository answers GET /v1/repositories/{org}/{repository…}.
 func (s *Server) getRepository(w http.ResponseWriter, r *http.Request) {
 	org, name, err := repositoryName(r)
-	if err == nil {
+	if err == nil && !hubtoken.FromContext(r.Context()).Allows(hubtoken.TypeRepository, name, "pull") {
 		err = mayOrg(r, org, hubtoken.ActionRead)
 	}
 	if err != nil {

@@ -189,4 +189,24 @@ func TestKilledUnderPushes(t *testing.T) {
 		t.Errorf("a token from before the first kill: %d", resp.StatusCode)
 	}
 	t.Logf("%d pushes acknowledged and %d tags shown over %d kills", len(acked), seen, rounds)
+
+	// No row of the index is without its content.
+	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = child.Wait() //nolint:errcheck // killed
+	db, err := sqldb.Open(t.Context(), "sqlite:"+filepath.Join(dir, "registry.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close() //nolint:errcheck // the test's own
+	s, err := server.New(t.Context(), server.Config{DB: db, Dir: dir, PublicURL: h.url, Logger: slog.New(slog.DiscardHandler), HashCost: directory.HashCost{MemoryKiB: 64, Passes: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close() //nolint:errcheck // the test's own
+	done, err := s.Images().Reindex(t.Context())
+	if err != nil || done.Dropped != 0 {
+		t.Errorf("reindex: %+v, %v", done, err)
+	}
 }

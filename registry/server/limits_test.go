@@ -86,7 +86,7 @@ func TestUploadSurvivesRestart(t *testing.T) {
 	location = resp.Header.Get("Location")
 
 	// Another node on the same storage and secret goes on with the upload.
-	second := startHub(t, keep)
+	second := startHub(t, keep, func(c *server.Config) { c.Storage.Tracker = first.Storage().Tracker() })
 	resp, text = second.request(http.MethodPatch, location, data[5000:], bearer(second)...)
 	if resp.StatusCode != http.StatusAccepted {
 		t.Fatalf("PATCH on the second: %d %s", resp.StatusCode, text)
@@ -126,7 +126,7 @@ func TestTagPages(t *testing.T) {
 	}
 	rita := h.bearer("rita", "repository:acme/web:pull")
 	for query, want := range map[string]string{
-		"": `["a","b","c","d"]`, "?n=2": `["a","b"]>`, "?n=2&last=b": `["c","d"]>`, "?n=2&last=d": `[]`, "?n=3": `["a","b","c"]>`,
+		"": `["a","b","c","d"]`, "?n=2": `["a","b"]>`, "?n=2&last=b": `["c","d"]`, "?n=2&last=d": `[]`, "?n=3": `["a","b","c"]>`,
 		"?n=9": `["a","b","c","d"]`, "?n=0": `[]`, "?last=aa": `["b","c","d"]`,
 	} {
 		resp, body := h.request(http.MethodGet, "/v2/acme/web/tags/list"+query, "", "Authorization", rita)
@@ -154,7 +154,7 @@ func TestPushHookFails(t *testing.T) {
 	img := randomImage(t)
 	ref := h.ref(t, "acme/web:v1")
 	err := remote.Write(ref, img, as(t, "wendy")...)
-	wantStatus(t, "push", err, http.StatusInternalServerError)
+	wantStatus(t, "push", err, http.StatusServiceUnavailable)
 	if err != nil && strings.Contains(err.Error(), "secret") {
 		t.Errorf("the cause reaches the client: %v", err)
 	}
@@ -178,7 +178,7 @@ func TestKeysUnavailable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := oci.New(oci.Config{Directory: h.Directory(), Verifier: verifier, Realm: h.url + "/token", Service: h.host,
+	r, err := oci.New(t.Context(), oci.Config{Directory: h.Directory(), Verifier: verifier, Index: h.Index(), Realm: h.url + "/token", Service: h.host,
 		Parameters: map[string]any{"rootdirectory": t.TempDir()}, SecretFile: filepath.Join(h.dir, "keys", "upload-secret")})
 	if err != nil {
 		t.Fatal(err)
@@ -194,12 +194,13 @@ func TestKeysUnavailable(t *testing.T) {
 
 func TestConfigRefused(t *testing.T) {
 	h := startHub(t)
-	good := oci.Config{Directory: h.Directory(), Verifier: h.Verifier(), Realm: h.url + "/token", Service: h.host,
+	good := oci.Config{Directory: h.Directory(), Verifier: h.Verifier(), Index: h.Index(), Realm: h.url + "/token", Service: h.host,
 		Parameters: map[string]any{"rootdirectory": t.TempDir()}, SecretFile: filepath.Join(t.TempDir(), "s", "secret")}
 	short := filepath.Join(t.TempDir(), "short")
 	writeFile(t, short, "short")
 	for name, change := range map[string]func(*oci.Config){
 		"no directory":   func(c *oci.Config) { c.Directory = nil },
+		"no index":       func(c *oci.Config) { c.Index = nil },
 		"realm":          func(c *oci.Config) { c.Realm = "token" },
 		"service":        func(c *oci.Config) { c.Service = `a"b` },
 		"driver":         func(c *oci.Config) { c.Driver = "floppy" },
@@ -209,7 +210,7 @@ func TestConfigRefused(t *testing.T) {
 	} {
 		c := good
 		change(&c)
-		if r, err := oci.New(c); err == nil {
+		if r, err := oci.New(t.Context(), c); err == nil {
 			t.Errorf("%s: accepted", name)
 			_ = r.Close() //nolint:errcheck // the test has failed
 		}

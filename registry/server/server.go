@@ -11,25 +11,32 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
+	"cumulet.io/registry/gos"
+	"cumulet.io/registry/gos/driver"
 	"cumulet.io/registry/hubtoken"
+	"cumulet.io/registry/index"
 	"cumulet.io/registry/oci"
 	"cumulet.io/registry/token"
+	"cumulet.io/registry/webhook"
 )
 
 // Config is for New. DB, Dir and PublicURL are required.
 type Config struct {
 	// DB keeps the directory. It stays the caller's to close.
 	DB *sqldb.DB
-	// Dir keeps token keys and the upload secret, and blobs unless Driver says otherwise.
+	// Dir keeps token keys and the upload secret, and blobs unless Storage says otherwise.
 	Dir string
 	// PublicURL is how clients reach this server, such as https://hub.example: without path.
 	PublicURL string
@@ -46,11 +53,22 @@ type Config struct {
 	Bootstrap directory.Bootstrap
 	// HashCost is for passwords; zero is right for production.
 	HashCost directory.HashCost
-	// Driver and Parameters choose where blobs are kept; "" is the file system under Dir.
-	Driver     string
-	Parameters map[string]any
-	// Outbox is given every event; see oci.Config.
+	// Storage is where blobs are kept. Without stores it is one region with a directory under Dir, and without a tracker
+	// that is in DB. Its References and Logger are the server's to set.
+	Storage gos.Config
+	// Outbox is given every event besides the webhooks; nil is nobody.
 	Outbox registry.Outbox
+	// WebhookNetworks are networks that webhooks may call besides the public Internet.
+	WebhookNetworks []netip.Prefix
+	// Quota is of orgs that have none of their own; zero is no bound.
+	Quota registry.Quota
+	// AuditRetention is how long audit entries are kept; 0 is a year.
+	AuditRetention time.Duration
+	// TrustedProxies are the networks of proxies whose X-Forwarded-For tells a client's address, for the throttle of
+	// guesses and the audit log.
+	TrustedProxies []netip.Prefix
+	// Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
+	Patience time.Duration
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -63,7 +81,10 @@ type Server struct {
 	verifier  hubtoken.Verifier
 	directory *directory.Store
 	tokens    *token.Service
+	index     *index.Store
+	storage   *gos.Region
 	images    *oci.Registry
+	webhooks  *webhook.Service
 	mux       *http.ServeMux
 }
 
@@ -102,27 +123,43 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if s.verifier, err = hubtoken.NewVerifier(hubtoken.Config{KeySet: s.keys, Issuer: s.issuer}); err != nil {
 		return nil, err
 	}
-	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost}); err != nil {
+	outbox := &lateOutbox{}
+	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost, Quota: cfg.Quota,
+		AuditRetention: cfg.AuditRetention, Outbox: outbox, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
+	s.webhooks, err = webhook.New(ctx, webhook.Config{DB: cfg.DB, KeyFile: filepath.Join(cfg.Dir, "keys", "webhook-secrets"), PublicURL: base,
+		Allow: cfg.WebhookNetworks, Auditor: s.directory, Logger: cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Outbox != nil {
+		outbox.outboxes = append(outbox.outboxes, cfg.Outbox)
+	}
+	outbox.outboxes = append(outbox.outboxes, s.webhooks)
 	if err := s.directory.Bootstrap(ctx, cfg.Bootstrap); err != nil {
 		return nil, err
 	}
 	s.tokens, err = token.New(token.Config{Directory: s.directory, Offline: s.directory, Verifier: s.verifier,
 		Issuer: hubtoken.NewIssuer(s.keys, s.issuer), Hosts: append([]string{public.Host}, cfg.Hosts...), TTL: cfg.TokenTTL,
-		Logger: cfg.Logger})
+		Auditor: s.directory, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
-	parameters := cfg.Parameters
-	if cfg.Driver == "" && parameters == nil {
-		parameters = map[string]any{"rootdirectory": filepath.Join(cfg.Dir, "blobs")}
-	}
-	s.images, err = oci.New(oci.Config{Directory: s.directory, Verifier: s.verifier, Realm: base + "/token", Service: public.Host,
-		Driver: cfg.Driver, Parameters: parameters, SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"),
-		Outbox: cfg.Outbox, Logger: cfg.Logger})
-	if err != nil {
+	if s.index, err = index.Open(ctx, cfg.DB, index.Config{}); err != nil {
 		return nil, err
+	}
+	cfg.Storage.References = s.index
+	if s.storage, err = openStorage(ctx, cfg); err != nil {
+		return nil, err
+	}
+	driver.Register()
+	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: s.directory,
+		Auditor: s.directory, Blobs: s.storage, Patience: cfg.Patience, Realm: base + "/token", Service: public.Host,
+		Driver: driver.Name, Parameters: map[string]any{driver.ParameterRegion: s.storage},
+		SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"), Outbox: outbox, Logger: cfg.Logger})
+	if err != nil {
+		return nil, errors.Join(err, s.storage.Close())
 	}
 	s.routes()
 	return s, nil
@@ -130,7 +167,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 
 func (s *Server) routes() {
 	s.mux = http.NewServeMux()
-	s.mux.Handle("/v2/", s.images)
+	s.mux.Handle("/v2/", gos.Unavailable(s.images))
 	s.tokens.Register(s.mux)
 	s.mux.HandleFunc("GET /.well-known/jwks.json", s.jwks)
 	s.mux.HandleFunc("GET /v1/openapi/registry.yaml", func(w http.ResponseWriter, _ *http.Request) {
@@ -141,19 +178,43 @@ func (s *Server) routes() {
 	v1.HandleFunc("GET /v1/orgs/{org}/repositories", s.listRepositories)
 	v1.HandleFunc("GET /v1/repositories/{org}/{repository...}", s.getRepository)
 	v1.HandleFunc("PATCH /v1/repositories/{org}/{repository...}", s.patchRepository)
+	s.peopleRoutes(v1)
+	s.webhookRoutes(v1)
+	s.imageRoutes(v1)
 	v1.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		problem.Write(w, problem.New(problem.ErrNotFound, "the registry has no such address"))
 	})
-	api := hubtoken.Authenticate(s.verifier, hubtoken.AudienceRegistry, v1)
+	api := s.audited(hubtoken.Authenticate(s.verifier, hubtoken.AudienceRegistry, withActor(v1)))
 	s.mux.Handle("/v1/orgs/", api)
 	s.mux.Handle("/v1/repositories/", api)
+	for _, path := range imagePrefixes() {
+		s.mux.Handle(path, api)
+	}
+	for _, path := range []string{"/v1/orgs", "/v1/account", "/v1/account/", "/v1/accounts", "/v1/accounts/", "/v1/audit"} {
+		s.mux.Handle(path, api)
+	}
 }
 
 // ServeHTTP implements http.Handler.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	actor := registry.Actor{Address: clientAddress(r, s.cfg.TrustedProxies)} // who it is comes with the token
+	s.mux.ServeHTTP(w, r.WithContext(registry.WithActor(r.Context(), actor)))
+}
 
-// Run replaces the signing key when it is old, until ctx ends. A fault is logged and tried again: the old key serves.
+// Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), its storage
+// (see gos.Region.Run), its images (see oci.Registry.Run), and its webhooks, which it sends.
 func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.rotate(ctx) })
+	group.Go(func() error { return s.directory.Run(ctx) })
+	group.Go(func() error { return s.storage.Run(ctx) })
+	group.Go(func() error { return s.images.Run(ctx) })
+	group.Go(func() error { return s.webhooks.Run(ctx) })
+	return group.Wait()
+}
+
+// rotate replaces the signing key when it is old, until ctx ends. A fault is logged and tried again: the old key serves.
+func (s *Server) rotate(ctx context.Context) error {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
 	for {
@@ -169,7 +230,10 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // Close ends background work. The database stays open.
-func (s *Server) Close() error { return s.images.Close() }
+func (s *Server) Close() error { return errors.Join(s.images.Close(), s.storage.Close()) }
+
+// Storage is where the registry's content is.
+func (s *Server) Storage() *gos.Region { return s.storage }
 
 // Issuer is the iss of this server's tokens.
 func (s *Server) Issuer() string { return s.issuer }
@@ -177,8 +241,23 @@ func (s *Server) Issuer() string { return s.issuer }
 // Verifier checks this server's tokens in its own process.
 func (s *Server) Verifier() hubtoken.Verifier { return s.verifier }
 
+// Webhooks sends events to where the orgs' admins want them.
+func (s *Server) Webhooks() *webhook.Service { return s.webhooks }
+
+// Auditor keeps what was changed and what was denied.
+func (s *Server) Auditor() registry.Auditor { return s.directory }
+
+// Quotas tells the orgs' bounds.
+func (s *Server) Quotas() registry.Quotas { return s.directory }
+
 // Directory is the store of accounts, orgs and repositories.
 func (s *Server) Directory() *directory.Store { return s.directory }
+
+// Index is what the registry holds, as rows; its Live tells garbage collection what is needed.
+func (s *Server) Index() *index.Store { return s.index }
+
+// Images is the image registry.
+func (s *Server) Images() *oci.Registry { return s.images }
 
 // Tokens is the token service; its Delegate makes credentials for pulling an instance's images.
 func (s *Server) Tokens() *token.Service { return s.tokens }
@@ -186,8 +265,11 @@ func (s *Server) Tokens() *token.Service { return s.tokens }
 // RotateKeys replaces the signing key now. Live tokens stay valid until they expire.
 func (s *Server) RotateKeys() error { return s.keys.Rotate() }
 
-// Check tells whether the registry can serve: its database answers.
+// Check tells whether the registry can serve: its database and the storage's tracker answer.
 func (s *Server) Check(ctx context.Context) error {
+	if err := s.storage.Check(ctx); err != nil {
+		return err
+	}
 	if err := s.cfg.DB.PingContext(ctx); err != nil {
 		return fmt.Errorf("registry database: %w", err)
 	}

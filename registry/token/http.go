@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"cumulet.io/internal/problem"
+	"cumulet.io/registry"
 	"cumulet.io/registry/hubtoken"
 )
 
@@ -24,8 +25,11 @@ func (s *Service) Register(mux *http.ServeMux) {
 	mux.Handle("POST /v1/pull-credentials", hubtoken.Authenticate(s.cfg.Verifier, hubtoken.AudienceRegistry, http.HandlerFunc(s.pullCredentials)))
 }
 
-// clientAddress is the peer's address without port. A proxy in front must be the one that limits guessing by address.
+// clientAddress is the client's address without port: the context's, which knows of proxies in front, else the peer's.
 func clientAddress(r *http.Request) string {
+	if a := registry.ActorFrom(r.Context()); a.Address != "" {
+		return a.Address
+	}
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
 		return r.RemoteAddr
@@ -75,8 +79,8 @@ func (s *Service) get(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	answer, _, err := s.issue(r.Context(), p, audience, hubtoken.ParseScopes(q["scope"]))
-	if err == nil && q.Get("offline_token") == "true" && p.account != nil {
-		answer.RefreshToken, err = s.cfg.Offline.NewOfflineToken(r.Context(), p.account.Name, audience, q.Get("client_id"))
+	if err == nil && q.Get("offline_token") == "true" && p.login != nil {
+		answer.RefreshToken, err = s.cfg.Offline.NewOfflineToken(r.Context(), p.login, audience, q.Get("client_id"))
 	}
 	if err != nil {
 		s.refuse(w, r, err)
@@ -121,17 +125,9 @@ func (s *Service) post(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, err)
 		return
 	}
-	var p principal
-	grant := form.Get("grant_type")
-	switch grant {
-	case "password":
-		p, err = s.login(r.Context(), form.Get("username"), form.Get("password"), clientAddress(r))
-	case "refresh_token":
-		// One that was got for cis is the login of a user's command line and serves every service; any other serves its
-		// own alone, so that what docker login leaves on a disk runs no instances.
-		p.account, err = s.cfg.Offline.UseOfflineToken(r.Context(), form.Get("refresh_token"), audience, hubtoken.AudienceCIS)
-	default:
-		oauthRefuse(w, http.StatusBadRequest, "unsupported_grant_type", "use password or refresh_token")
+	p, err := s.formLogin(r, audience)
+	if code := oauthCode(err); code != "" {
+		oauthRefuse(w, http.StatusBadRequest, code, err.Error())
 		return
 	}
 	if errors.Is(err, problem.ErrUnauthenticated) {
@@ -144,8 +140,8 @@ func (s *Service) post(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer, granted, err := s.issue(r.Context(), p, audience, hubtoken.ParseScopes(form["scope"]))
-	if err == nil && grant == "password" && form.Get("access_type") == "offline" && p.account != nil {
-		answer.RefreshToken, err = s.cfg.Offline.NewOfflineToken(r.Context(), p.account.Name, audience, form.Get("client_id"))
+	if err == nil && form.Get("grant_type") != "refresh_token" && form.Get("access_type") == "offline" && p.login != nil {
+		answer.RefreshToken, err = s.cfg.Offline.NewOfflineToken(r.Context(), p.login, audience, form.Get("client_id"))
 	}
 	if err != nil {
 		s.refuse(w, r, err)
@@ -153,6 +149,58 @@ func (s *Service) post(w http.ResponseWriter, r *http.Request) {
 	}
 	answer.Scope = scopeText(granted)
 	s.answer(w, answer)
+}
+
+// grantDevice is the grant type of a login by browser (RFC 8628, section 3.4).
+const grantDevice = "urn:ietf:params:oauth:grant-type:device_code"
+
+var errGrantType = errors.New("use password, refresh_token or device_code")
+
+// oauthCode gives the error code of RFC 6749 and RFC 8628 that an error has; "" for any other.
+func oauthCode(err error) string {
+	switch {
+	case errors.Is(err, errGrantType):
+		return "unsupported_grant_type"
+	case errors.Is(err, registry.ErrLoginPending):
+		return "authorization_pending"
+	case errors.Is(err, registry.ErrLoginSlowDown):
+		return "slow_down"
+	case errors.Is(err, registry.ErrLoginDenied):
+		return "access_denied"
+	case errors.Is(err, registry.ErrLoginExpired):
+		return "expired_token"
+	}
+	return ""
+}
+
+// formLogin proves who sends an OAuth2 form.
+func (s *Service) formLogin(r *http.Request, audience string) (principal, error) {
+	ctx, form := r.Context(), r.PostForm
+	switch form.Get("grant_type") {
+	case "password":
+		return s.login(ctx, form.Get("username"), form.Get("password"), clientAddress(r))
+	case "refresh_token":
+		// One that was got for cis is the login of a user's command line and serves every service; any other serves its
+		// own alone, so that what docker login leaves on a disk runs no instances.
+		login, of, err := s.cfg.Offline.UseOfflineToken(ctx, form.Get("refresh_token"), audience, hubtoken.AudienceCIS)
+		if errors.Is(err, problem.ErrUnauthenticated) {
+			s.loginRefused(ctx, "", clientAddress(r), err)
+		}
+		if err != nil {
+			return principal{}, err
+		}
+		return principal{login: login, present: of == hubtoken.AudienceCIS && login.KeyID == "", images: of == hubtoken.AudienceRegistry}, nil
+	case grantDevice:
+		if s.cfg.Devices == nil {
+			return principal{}, errGrantType
+		}
+		login, err := s.cfg.Devices.PollDevice(ctx, form.Get("device_code"))
+		if err != nil {
+			return principal{}, err
+		}
+		return principal{login: login, present: true}, nil
+	}
+	return principal{}, errGrantType
 }
 
 // revoke ends an offline token: whoever holds it may (RFC 7009).

@@ -24,24 +24,33 @@ import (
 
 // Directory tells who someone is. Errors are of problem's classes. Safe for concurrent use.
 type Directory interface {
-	// Authenticate checks a password; client is the caller's address, for slowing guesses. ErrUnauthenticated for a
-	// wrong one, ErrExhausted with RetryAfter for too many.
-	Authenticate(ctx context.Context, name, password, client string) (*registry.Account, error)
+	// Login checks what is given as password: a password, a robot's secret or an API key. client is the caller's
+	// address, for slowing guesses. ErrUnauthenticated for a wrong one, ErrExhausted with RetryAfter for too many.
+	Login(ctx context.Context, name, secret, client string) (*registry.Login, error)
 	// Memberships gives an account's roles in all its orgs.
 	Memberships(ctx context.Context, account string) ([]registry.Membership, error)
+	// GrantsOf gives an account's grants and those of its teams.
+	GrantsOf(ctx context.Context, account string) ([]registry.Grant, error)
 	// Repository gives a repository, or ErrNotFound.
 	Repository(ctx context.Context, name string) (*registry.Repository, error)
 }
 
 // OfflineTokens keeps tokens that get hubtokens without a password. Safe for concurrent use.
 type OfflineTokens interface {
-	NewOfflineToken(ctx context.Context, account, audience, client string) (string, error)
-	// UseOfflineToken gives the account of a token made for one of the audiences, or ErrUnauthenticated.
-	UseOfflineToken(ctx context.Context, token string, audiences ...string) (*registry.Account, error)
+	NewOfflineToken(ctx context.Context, login *registry.Login, audience, client string) (string, error)
+	// UseOfflineToken gives the login of a token made for one of the audiences, and which, or ErrUnauthenticated.
+	UseOfflineToken(ctx context.Context, token string, audiences ...string) (*registry.Login, string, error)
 	RevokeOfflineToken(ctx context.Context, token string) error
 }
 
-// Config is for New. All but the durations and Logger are required.
+// DeviceLogins are logins by browser (RFC 8628). Safe for concurrent use.
+type DeviceLogins interface {
+	// PollDevice gives the login that a device code has been approved for, once; before and otherwise one of
+	// registry's ErrLogin… errors.
+	PollDevice(ctx context.Context, device string) (*registry.Login, error)
+}
+
+// Config is for New. All but the durations, Devices, Auditor and Logger are required.
 type Config struct {
 	Directory Directory
 	Offline   OfflineTokens
@@ -55,6 +64,10 @@ type Config struct {
 	TTL time.Duration
 	// DelegateTTL is the life of a delegated credential; 0 is 30 min.
 	DelegateTTL time.Duration
+	// Devices takes device codes; nil takes none.
+	Devices DeviceLogins
+	// Auditor is told of failed logins and denied scopes; nil is nobody.
+	Auditor registry.Auditor
 	// Logger is told of failed logins; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -82,21 +95,29 @@ func New(cfg Config) (*Service, error) {
 
 // principal is who asks. The zero value is the anonymous.
 type principal struct {
-	account *registry.Account
+	login *registry.Login
+	// present tells that the person is there: by password, by browser or by the command line's login, and not by what
+	// stands in for them in a program's configuration.
+	present bool
+	// images tells that nothing but repositories may be granted: what docker login leaves on a disk runs no instances
+	// and manages nothing.
+	images bool
 	// delegated are the claims of a credential made by Delegate: the most that may be granted.
 	delegated *hubtoken.Claims
 }
 
 func (p principal) name() string {
 	switch {
-	case p.account != nil:
-		return p.account.Name
+	case p.login != nil:
+		return p.login.Name
 	case p.delegated != nil:
 		return p.delegated.Subject
 	default:
 		return ""
 	}
 }
+
+func (p principal) person() bool { return p.login != nil && p.login.Kind == registry.Person }
 
 // audience gives the audience that a service parameter names. Clients that send none mean the registry.
 func (s *Service) audience(service string) (string, error) {
@@ -121,15 +142,33 @@ func (s *Service) login(ctx context.Context, username, password, client string) 
 		}
 		return principal{delegated: claims}, err
 	}
-	account, err := s.cfg.Directory.Authenticate(ctx, username, password, client)
+	login, err := s.cfg.Directory.Login(ctx, username, password, client)
 	if errors.Is(err, problem.ErrUnauthenticated) || errors.Is(err, problem.ErrExhausted) {
-		name := username
-		if registry.ValidateAccount("", name) != nil {
-			name = "" // whatever was typed there: it may be a password
-		}
-		s.cfg.Logger.InfoContext(ctx, "login refused", "account", name, "client", client, "reason", err)
+		s.loginRefused(ctx, username, client, err)
 	}
-	return principal{account: account}, err
+	if err != nil {
+		return principal{}, err
+	}
+	return principal{login: login, present: login.KeyID == ""}, nil
+}
+
+func (s *Service) loginRefused(ctx context.Context, username, client string, err error) {
+	if _, _, robot := registry.SplitRobot(username); !robot && registry.ValidateAccount("", username) != nil {
+		username = "" // whatever was typed there: it may be a password
+	}
+	reason := problem.Of(err).Detail
+	s.cfg.Logger.InfoContext(ctx, "login refused", "account", username, "client", client, "reason", reason)
+	s.audit(ctx, registry.AuditEntry{Actor: username, Address: client, Action: "login", Denied: true, Detail: map[string]string{"reason": reason}})
+}
+
+// audit keeps a denial. One that cannot be kept is logged: the answer is a denial all the same.
+func (s *Service) audit(ctx context.Context, e registry.AuditEntry) {
+	if s.cfg.Auditor == nil {
+		return
+	}
+	if err := s.cfg.Auditor.Audit(ctx, e); err != nil && ctx.Err() == nil {
+		s.cfg.Logger.ErrorContext(ctx, "a denial is not in the audit log", "action", e.Action, "error", err)
+	}
 }
 
 // issue signs a token with what p may have of the access asked for.
@@ -154,18 +193,9 @@ func (s *Service) issue(ctx context.Context, p principal, audience string, asked
 // grant reduces what is asked for to what p may have, and tells the tenant that p belongs to: the one that the granted
 // access shares, else p's only org, else none.
 func (s *Service) grant(ctx context.Context, p principal, audience string, asked []hubtoken.Access) ([]hubtoken.Access, string, error) {
-	g := granting{Service: s, principal: p, audience: audience, roles: map[string]registry.Role{}}
-	if p.delegated != nil {
-		g.roles[p.delegated.Org] = registry.RoleReader
-	}
-	if p.account != nil && p.account.Kind == registry.Person {
-		memberships, err := s.cfg.Directory.Memberships(ctx, p.account.Name)
-		if err != nil {
-			return nil, "", err
-		}
-		for _, m := range memberships {
-			g.roles[m.Org] = m.Role
-		}
+	g := granting{Service: s, principal: p, audience: audience}
+	if err := g.load(ctx); err != nil {
+		return nil, "", err
 	}
 	granted := []hubtoken.Access{}
 	orgs := map[string]bool{}
@@ -178,16 +208,20 @@ func (s *Service) grant(ctx context.Context, p principal, audience string, asked
 		if p.delegated != nil {
 			actions = slices.DeleteFunc(actions, func(action string) bool { return !p.delegated.Allows(a.Type, a.Name, action) })
 		}
+		g.denied(ctx, a, actions, org)
 		if len(actions) > 0 {
 			granted = append(granted, hubtoken.Access{Type: a.Type, Name: a.Name, Actions: actions})
-			if g.roles[org] != registry.RoleNone {
+			if g.rights.Belongs(org) {
 				orgs[org] = true
 			}
 		}
 	}
 	if len(orgs) == 0 {
-		for org := range g.roles {
+		for org := range g.rights.Roles {
 			orgs[org] = true
+		}
+		for _, scope := range g.rights.Scopes {
+			orgs[scope.Org()] = true
 		}
 	}
 	if len(orgs) == 1 {
@@ -217,45 +251,116 @@ type granting struct {
 	*Service
 	principal principal
 	audience  string
-	roles     map[string]registry.Role
+	rights    registry.Rights
+	// hasGrants tells that rights.Grants is read: most decisions need no grant.
+	hasGrants bool
+}
+
+// load reads what every decision needs.
+func (g *granting) load(ctx context.Context) error {
+	p := g.principal
+	switch {
+	case p.delegated != nil:
+		g.rights.Roles = map[string]registry.Role{p.delegated.Org: registry.RoleReader}
+	case p.login == nil:
+	case p.login.Kind == registry.Robot:
+		g.rights.Scopes = p.login.Scopes
+	case p.login.Kind == registry.Person:
+		g.rights.Limited, g.rights.Limits = p.login.Limited, p.login.Limits
+		memberships, err := g.cfg.Directory.Memberships(ctx, p.login.Name)
+		if err != nil {
+			return err
+		}
+		g.rights.Roles = make(map[string]registry.Role, len(memberships))
+		for _, m := range memberships {
+			g.rights.Roles[m.Org] = m.Role
+		}
+	}
+	return nil
 }
 
 // allowed gives every action that the principal may have on a resource, and the org that it belongs to.
 func (g *granting) allowed(ctx context.Context, a hubtoken.Access) (actions []string, org string, err error) {
+	p, atRegistry := g.principal, g.audience == hubtoken.AudienceRegistry
 	switch {
-	case a.Type == hubtoken.TypeRepository && g.audience == hubtoken.AudienceRegistry:
-		return g.repository(ctx, a.Name)
-	case a.Type == "registry" && a.Name == "catalog" && g.audience == hubtoken.AudienceRegistry:
-		if g.principal.account != nil && g.principal.account.Kind == registry.Person {
+	case a.Type == hubtoken.TypeRepository && atRegistry:
+		return g.repository(ctx, a)
+	case a.Type == "registry" && a.Name == "catalog" && atRegistry:
+		if p.person() {
 			return []string{"*"}, "", nil
 		}
+	case p.images:
 	case a.Type == hubtoken.TypeOrg:
-		return g.roles[a.Name].OrgActions(), a.Name, nil
+		return g.rights.Org(a.Name), a.Name, nil
 	case a.Type == hubtoken.TypePlatform && a.Name == "*":
-		if g.principal.account != nil && g.principal.account.Kind == registry.Service {
-			return g.principal.account.Platform, "", nil
+		// A key that a program holds does not administer the platform.
+		if p.login != nil && p.login.KeyID == "" {
+			return p.login.Platform, "", nil
 		}
+	case a.Type == hubtoken.TypeAccount && atRegistry:
+		if !p.person() || a.Name != p.name() {
+			return nil, "", nil
+		}
+		if p.present {
+			return []string{hubtoken.ActionRead, hubtoken.ActionWrite}, "", nil
+		}
+		return []string{hubtoken.ActionRead}, "", nil
 	}
 	return nil, "", nil
 }
 
 // repository decides on a repository. One that does not exist is like a private one, so that nobody learns which do.
-func (g *granting) repository(ctx context.Context, name string) ([]string, string, error) {
-	org, err := registry.SplitRepository("name", name)
+func (g *granting) repository(ctx context.Context, a hubtoken.Access) ([]string, string, error) {
+	org, err := registry.SplitRepository("name", a.Name)
 	if err != nil {
 		return nil, "", nil //nolint:nilerr // a name that cannot be has no access; the registry will say why
 	}
-	if role := g.roles[org]; role != registry.RoleNone {
-		return role.RepositoryActions(registry.Private), org, nil
+	enough := func(actions []string) bool {
+		return !slices.ContainsFunc(a.Actions, func(asked string) bool { return !slices.Contains(actions, asked) })
 	}
-	repo, err := g.cfg.Directory.Repository(ctx, name)
+	actions := g.rights.Repository(a.Name, registry.Private)
+	if enough(actions) {
+		return actions, org, nil
+	}
+	if !g.hasGrants && g.principal.person() {
+		if g.rights.Grants, err = g.cfg.Directory.GrantsOf(ctx, g.principal.name()); err != nil {
+			return nil, "", err
+		}
+		g.hasGrants = true
+		actions = g.rights.Repository(a.Name, registry.Private)
+	}
+	if slices.Contains(actions, "pull") {
+		return actions, org, nil // more than that no visibility gives
+	}
+	repo, err := g.cfg.Directory.Repository(ctx, a.Name)
 	if errors.Is(err, problem.ErrNotFound) {
-		return nil, org, nil
+		return actions, org, nil
 	}
 	if err != nil {
 		return nil, "", err
 	}
-	return registry.RoleNone.RepositoryActions(repo.Visibility), org, nil
+	return g.rights.Repository(a.Name, repo.Visibility), org, nil
+}
+
+// denied keeps what was asked for in vain. Of a repository that is each action; of what clients ask for in full and use
+// as far as they get it, an org above all, only the case that nothing was granted.
+func (g *granting) denied(ctx context.Context, a hubtoken.Access, granted []string, org string) {
+	var missing []string
+	for _, action := range a.Actions {
+		if !slices.Contains(granted, action) && (action != "*" || len(granted) == 0) {
+			missing = append(missing, action)
+		}
+	}
+	if len(missing) == 0 || len(granted) > 0 && a.Type != hubtoken.TypeRepository {
+		return
+	}
+	e := registry.AuditEntry{Org: org, Actor: g.principal.name(), Address: registry.ActorFrom(ctx).Address, Action: "token.scope",
+		Target: hubtoken.Access{Type: a.Type, Name: a.Name, Actions: missing}.String(), Denied: true,
+		Detail: map[string]string{"reason": "no right to it", "service": g.audience}}
+	if g.principal.login != nil && g.principal.login.KeyID != "" {
+		e.Detail["apiKey"] = g.principal.login.KeyID
+	}
+	g.audit(ctx, e)
 }
 
 func scopeText(granted []hubtoken.Access) string {

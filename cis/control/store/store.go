@@ -24,6 +24,7 @@ import (
 
 	"cumulet.io/billing"
 	"cumulet.io/cis"
+	"cumulet.io/cis/sandbox"
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
 )
@@ -43,7 +44,7 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Usage is what live instances take together.
+// Usage is what live instances take together: of an org their sizes, of all orgs with what their sandboxes take beside.
 type Usage struct {
 	Instances, MilliCPU, MemoryMiB int64
 }
@@ -85,6 +86,15 @@ type entry struct {
 	public *cis.Instance // redacted
 	size   billing.Size
 	status string // in.Status as stored
+}
+
+// held is what the instance takes of its machine: its size and what its sandbox takes beside.
+func (e *entry) held() billing.Size {
+	class := e.in.Status.SandboxClass
+	if class == "" {
+		class = e.in.Spec.Sandbox
+	}
+	return sandbox.OverheadOf(class).On(e.size)
 }
 
 // Open prepares the database and reads the live instances.
@@ -191,14 +201,14 @@ func (s *Store) replace(old, e *entry) {
 	u := s.usage[org]
 	if old != nil {
 		u.add(old.size, -1)
-		s.total.add(old.size, -1)
+		s.total.add(old.held(), -1)
 	}
 	if e.in.Status.Phase.Final() {
 		delete(s.live, id)
 	} else {
 		s.live[id] = e
 		u.add(e.size, 1)
-		s.total.add(e.size, 1)
+		s.total.add(e.held(), 1)
 	}
 	if u == (Usage{}) {
 		delete(s.usage, org)

@@ -95,7 +95,7 @@ func (t *tx) usage(org string) (ofOrg, total Usage) {
 			if e == nil || e.in.Status.Phase.Final() {
 				return
 			}
-			total.add(e.size, sign)
+			total.add(e.held(), sign)
 			if e.in.Org == org {
 				ofOrg.add(e.size, sign)
 			}

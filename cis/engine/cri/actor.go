@@ -16,6 +16,7 @@ import (
 
 	"cumulet.io/billing"
 	"cumulet.io/cis"
+	"cumulet.io/cis/engine/cri/capture"
 )
 
 // mailbox is an actor's inbox: functions to run in its goroutine. What posts to it is bounded in number (operations,
@@ -106,7 +107,9 @@ type container struct {
 	kind kind
 	rec  *containerRecord
 
-	busy      bool   // an operation of it is under way
+	busy      bool // an operation of it is under way
+	closing   bool // that operation is over's: the run has ended, its output is being copied
+	out       *capture.Copier
 	id        string // CRI id of the last attempt, "" when none is in the sandbox
 	running   bool
 	startedAt time.Time
@@ -153,8 +156,13 @@ func (a *actor) run(ctx context.Context) bool {
 		defer a.ops.Done()
 		a.rep.run(ctx)
 	}()
-	defer a.ops.Wait()
-	defer cancel()
+	defer func() {
+		cancel()
+		a.ops.Wait()
+		for _, out := range a.outputs() {
+			out.Close() //nolint:errcheck,gosec // what is not copied stays for the next start
+		}
+	}()
 
 	a.load()
 	timer := time.NewTimer(time.Hour)
@@ -222,7 +230,7 @@ func (a *actor) load() {
 	if rec.StartedAt.IsZero() {
 		rec.StartedAt = a.in.Status.StartedAt
 	}
-	if rec.Class == "" {
+	if rec.Class == "" && a.in.Status.Runtime != "" {
 		rec.Class, rec.Handler = a.in.Status.SandboxClass, a.in.Status.Runtime
 	}
 	if rec.Containers == nil {
@@ -388,6 +396,9 @@ func (a *actor) advance() {
 // choose picks the runtime of the sandbox class; false ends the instance as rejected.
 func (a *actor) choose() bool {
 	class := a.spec.Sandbox
+	if class == "" {
+		class = a.in.Status.SandboxClass // as admitted: what was promised then holds, whatever the host has now
+	}
 	if class == "" {
 		class = a.e.cfg.Default
 	}

@@ -197,7 +197,8 @@ func (c cgroups) outOfMemory(id string) bool {
 	return err == nil && strings.TrimSpace(string(b)) != "0"
 }
 
-// remove removes the cgroup with what is left below it. Processes that are just ending are waited for a little.
+// remove removes the cgroup with what is left below it. Processes that are just ending are waited for a little; those that
+// still run then are killed: the sandbox is gone by now, and what a start that was cut short has left is nobody's.
 func (c cgroups) remove(id string) error {
 	var err error
 	for _, dir := range c.dirs(id) {
@@ -209,13 +210,52 @@ func (c cgroups) remove(id string) error {
 }
 
 func removeCgroup(dir string) error {
-	for end := time.Now().Add(2 * time.Second); ; {
+	began := time.Now()
+	for {
 		err := removeCgroupOnce(dir)
-		if err == nil || !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+		left := time.Since(began)
+		if err == nil || !errors.Is(err, unix.EBUSY) || left > removeBound {
 			return err
+		}
+		if left > removePatience {
+			if err := killCgroup(dir); err != nil {
+				return err
+			}
 		}
 		time.Sleep(10 * time.Millisecond) // the kernel tells nobody when the last process has gone
 	}
+}
+
+// How long the processes of a cgroup have to end by themselves, and in all.
+const (
+	removePatience = 500 * time.Millisecond
+	removeBound    = 5 * time.Second
+)
+
+// killCgroup kills every process in a cgroup and below it.
+func killCgroup(dir string) error {
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != "cgroup.procs" {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, f := range strings.Fields(string(b)) {
+			// 0 is a process that is not to be seen from here.
+			if pid, err := strconv.Atoi(f); err == nil && pid > 0 {
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+					return fmt.Errorf("kill %d: %w", pid, err)
+				}
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil // a cgroup that has gone meanwhile
+	}
+	return err
 }
 
 func removeCgroupOnce(dir string) error {

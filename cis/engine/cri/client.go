@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -103,13 +104,35 @@ func (e *Engine) listContainers(ctx context.Context, id string) ([]*rt.Container
 	return r.GetContainers(), err
 }
 
-// removeSandbox stops and removes a sandbox with all that is in it; one that is gone is fine.
+// removeSandbox stops and removes a sandbox with all that is in it; one that is gone is fine. The shim of a sandbox that
+// was just being made when containerd was killed may wait for ever; then it is killed.
 func (e *Engine) removeSandbox(ctx context.Context, id string) error {
-	if _, err := e.rt.StopPodSandbox(ctx, &rt.StopPodSandboxRequest{PodSandboxId: id}); err != nil && !isNotFound(err) {
+	err := e.stopSandbox(ctx, id)
+	if status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil {
+		e.log.Warn("sandbox does not stop, its shim is killed", "sandbox", id, "error", err)
+		if err = signalShim(id, unix.SIGKILL); err == nil {
+			err = e.stopSandbox(ctx, id)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("stop sandbox: %w", err)
 	}
 	if _, err := e.rt.RemovePodSandbox(ctx, &rt.RemovePodSandboxRequest{PodSandboxId: id}); err != nil && !isNotFound(err) {
 		return fmt.Errorf("remove sandbox: %w", err)
 	}
 	return nil
+}
+
+func (e *Engine) stopSandbox(ctx context.Context, id string) error {
+	// While containerd is away this waits for it, without a bound.
+	if _, err := e.rt.Version(ctx, &rt.VersionRequest{}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.StopBound)
+	defer cancel()
+	_, err := e.rt.StopPodSandbox(ctx, &rt.StopPodSandboxRequest{PodSandboxId: id})
+	if isNotFound(err) {
+		return nil
+	}
+	return err
 }

@@ -47,6 +47,8 @@ type Config struct {
 	// Default is the class of an instance that asks for none; empty means the strongest of Handlers that isolates: runc
 	// must be asked for, or named here.
 	Default cis.SandboxClass
+	// Fence keeps orgs apart on the instances' network; nil leaves the network open.
+	Fence Fence
 	// Sink takes the reports.
 	Sink engine.Sink
 	// Meter starts meters; nil means that nothing is metered.
@@ -70,6 +72,8 @@ type Config struct {
 	PIDLimit int64
 	// Relist is the interval of the safety relist behind the event stream; default 30 s.
 	Relist time.Duration
+	// StopBound is how long a sandbox has to stop before its shim is killed; default 20 s.
+	StopBound time.Duration
 	// CrashBackoff and PullBackoff pace restarts and repeated pulls; defaults 10 s doubling to 5 min.
 	CrashBackoff Backoff
 	PullBackoff  Backoff
@@ -168,6 +172,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Relist <= 0 {
 		c.Relist = 30 * time.Second
+	}
+	if c.StopBound <= 0 {
+		c.StopBound = 20 * time.Second
 	}
 	c.CrashBackoff, c.PullBackoff = c.CrashBackoff.orDefault(), c.PullBackoff.orDefault()
 	return c, nil

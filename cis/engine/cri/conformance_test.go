@@ -21,7 +21,7 @@ func TestConformance(t *testing.T) {
 	}
 	for class := range handlers {
 		t.Run(string(class), func(t *testing.T) {
-			cfg := Config{Socket: env.Socket, Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"),
+			cfg := Config{Socket: env.Socket, TaskDir: env.Daemon.TaskDir(), Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"),
 				Node: "node-" + string(class), HostIP: "127.0.0.1", Handlers: handlers, CgroupRoot: cgroupRoot(env),
 				Logger:       slog.New(slog.DiscardHandler),
 				CrashBackoff: Backoff{Initial: 500 * time.Millisecond, Max: 2 * time.Second}, PullBackoff: Backoff{Initial: 500 * time.Millisecond, Max: 2 * time.Second}}

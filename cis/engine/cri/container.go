@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cumulet.io/cis/engine/cri/capture"
 )
 
 // initialize runs init containers and sidecars in their order; true when all are done or started.
@@ -128,7 +130,7 @@ func (a *actor) start(c *container, img imageInfo) {
 				}
 				a.runs(c, at, false)
 				if early.GetState() == rt.ContainerState_CONTAINER_EXITED {
-					a.exited(c, a.terminated(c, early))
+					a.over(c, func() corev1.ContainerStateTerminated { return a.terminated(c, early) })
 				} else if stage == stageUnsure {
 					a.check(c)
 				}
@@ -203,12 +205,12 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 		}
 		return "", stageNone, err
 	}
-	if _, err := a.e.rt.StartContainer(ctx, &rt.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
+	if err := a.startContainer(ctx, r.ContainerId, name, attempt); err != nil {
 		if a.e.down(ctx, sandbox) {
 			return "", stageLost, err
 		}
 		if status.Code(err) == codes.Unavailable {
-			return a.afterLostStart(ctx, name, r.ContainerId, err)
+			return a.afterLostStart(ctx, name, r.ContainerId, attempt, err)
 		}
 		return r.ContainerId, stageCreated, err
 	}
@@ -216,13 +218,14 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 }
 
 // afterLostStart finds out what became of a start whose answer was lost, because containerd was restarted.
-func (a *actor) afterLostStart(ctx context.Context, name, id string, err error) (string, stage, error) {
+func (a *actor) afterLostStart(ctx context.Context, name, id string, attempt int, err error) (string, stage, error) {
 	wait, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// It may run, and end before containerd is back.
 	a.box.post(func() { a.watchExit(wait, a.byName(name), id) })
 	st, serr := a.e.rt.ContainerStatus(ctx, &rt.ContainerStatusRequest{ContainerId: id})
-	if serr == nil && (st.Status.State == rt.ContainerState_CONTAINER_RUNNING || st.Status.State == rt.ContainerState_CONTAINER_EXITED) {
+	if serr == nil && (st.Status.State == rt.ContainerState_CONTAINER_RUNNING || st.Status.State == rt.ContainerState_CONTAINER_EXITED &&
+		!a.neverRan(st.Status, name, attempt)) {
 		return id, stageUnsure, nil
 	}
 	_, rerr := a.e.rt.RemoveContainer(ctx, &rt.RemoveContainerRequest{ContainerId: id})
@@ -230,6 +233,15 @@ func (a *actor) afterLostStart(ctx context.Context, name, id string, err error) 
 		err = errors.Join(err, rerr)
 	}
 	return "", stageNone, err
+}
+
+// startErrorExitCode is what containerd, and gVisor's shim, say of a container that could not be started.
+const startErrorExitCode = 128
+
+// neverRan tells that an attempt which has ended was never more than a start that failed or was cut short: containerd
+// knows of no start, and nothing was written.
+func (a *actor) neverRan(s *rt.ContainerStatus, name string, attempt int) bool {
+	return s.StartedAt == 0 && (s.Reason != "" || s.ExitCode == startErrorExitCode) && !capture.Written(a.outputDir(name, attempt))
 }
 
 // dropContainer removes one attempt of a container, if it is there.
@@ -263,6 +275,13 @@ func (a *actor) runs(c *container, at time.Time, adopted bool) {
 	c.rec.Started = c.started
 	c.ready = c.spec.ReadinessProbe == nil
 	a.watchExit(ctx, c, c.id)
+	if a.openOutput(c); c.out != nil {
+		out := c.out
+		a.do(ctx, func(ctx context.Context) func() {
+			out.Follow(ctx, a.e.watcher, a.log)
+			return nil
+		})
+	}
 	c.hooked, c.stopped = true, false
 	if l := c.spec.Lifecycle; l != nil && l.PostStart != nil && !adopted {
 		c.hooked = false
@@ -366,7 +385,7 @@ func (a *actor) see(s *rt.ContainerStatus) {
 		return
 	}
 	if c.id == s.Id && c.running && s.State == rt.ContainerState_CONTAINER_EXITED {
-		a.exited(c, a.terminated(c, s))
+		a.over(c, func() corev1.ContainerStateTerminated { return a.terminated(c, s) })
 	}
 }
 
@@ -410,11 +429,11 @@ func (a *actor) check(c *container) {
 			switch {
 			case c.id != id || !c.running:
 			case isNotFound(err):
-				a.exited(c, a.vanished(c, "The container is gone"))
+				a.over(c, func() corev1.ContainerStateTerminated { return a.vanished(c, "The container is gone") })
 			case err != nil:
 				a.log.Warn("container status not known", "container", c.spec.Name, "error", err)
 			case r.Status.State == rt.ContainerState_CONTAINER_EXITED:
-				a.exited(c, a.terminated(c, r.Status))
+				a.over(c, func() corev1.ContainerStateTerminated { return a.terminated(c, r.Status) })
 			}
 		}
 	})

@@ -20,6 +20,7 @@ import (
 
 	"cumulet.io/cis"
 	"cumulet.io/cis/engine"
+	"cumulet.io/cis/engine/cri/capture"
 	"cumulet.io/internal/mounts"
 	"cumulet.io/internal/problem"
 )
@@ -45,7 +46,8 @@ type Engine struct {
 	synced bool
 	ended  endedSet
 
-	grants *grants // who may use which cached images
+	grants  *grants          // who may use which cached images
+	watcher *capture.Watcher // of containers' output; nil when there is none
 }
 
 var (
@@ -87,14 +89,20 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("host capacity: %w", err)
 	}
-	return &Engine{cfg: cfg, memory: memory, log: cfg.Logger.With("node", cfg.Node), conn: conn, ctrd: ctrd,
+	e := &Engine{cfg: cfg, memory: memory, log: cfg.Logger.With("node", cfg.Node), conn: conn, ctrd: ctrd,
 		rt: rt.NewRuntimeServiceClient(conn), image: rt.NewImageServiceClient(conn),
 		starts: make(chan struct{}, cfg.ParallelStarts), pulls: make(chan struct{}, cfg.ParallelPulls),
-		cgroup: hostCgroups(cfg.CgroupRoot), grants: allowed, actors: map[string]*actor{}}, nil
+		cgroup: hostCgroups(cfg.CgroupRoot), grants: allowed, actors: map[string]*actor{}}
+	if e.captures() {
+		if e.watcher, err = capture.NewWatcher(); err != nil {
+			e.log.Warn("output is looked for now and then, which takes longer", "error", err)
+		}
+	}
+	return e, nil
 }
 
 // Close ends the connection to containerd.
-func (e *Engine) Close() error { return e.conn.Close() }
+func (e *Engine) Close() error { return errors.Join(e.conn.Close(), e.watcher.Close()) }
 
 // Run implements engine.Engine. When it returns, no goroutine of the engine is left; the instances go on.
 func (e *Engine) Run(ctx context.Context) error {

@@ -3,15 +3,19 @@ package cri
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 
+	"golang.org/x/sync/errgroup"
 	restclient "k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cumulet.io/cis"
+	"cumulet.io/cis/engine/cri/capture"
 	"cumulet.io/internal/problem"
+	"cumulet.io/logs"
 )
 
 // Exec implements engine.Execer.
@@ -33,8 +37,8 @@ func (e *Engine) Exec(ctx context.Context, id string, req cis.ExecRequest) error
 	return e.attach(ctx, c, req)
 }
 
-// attach connects to a container's main process by CRI's streaming server, which alone may read its output beside the
-// log.
+// attach connects to a container's main process: to its output where that is captured, to the rest by CRI's streaming
+// server.
 func (e *Engine) attach(ctx context.Context, c containerView, req cis.ExecRequest) error {
 	if !c.stdin {
 		req.Stdin = nil
@@ -42,6 +46,42 @@ func (e *Engine) attach(ctx context.Context, c containerView, req cis.ExecReques
 	if c.tty {
 		req.Stderr = nil // a container's terminal has one output
 	}
+	if c.output == "" {
+		return e.attachStreams(ctx, c, req)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for stream, w := range map[logs.Stream]io.Writer{logs.Stdout: req.Stdout, logs.Stderr: req.Stderr} {
+		if w != nil {
+			group.Go(func() error { return capture.Tail(ctx, c.output, stream, c.ended, w) })
+		}
+	}
+	if req.Stdin != nil {
+		// Its end is not the session's while there is output to see.
+		in, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stdin := req
+		stdin.Stdout, stdin.Stderr = nil, nil
+		group.Go(func() error {
+			select {
+			case <-c.ended:
+				cancel()
+			case <-in.Done():
+			}
+			return nil
+		})
+		group.Go(func() error {
+			defer cancel()
+			err := e.attachStreams(in, c, stdin)
+			if in.Err() != nil && ctx.Err() == nil {
+				return nil // the container has ended
+			}
+			return err
+		})
+	}
+	return group.Wait()
+}
+
+func (e *Engine) attachStreams(ctx context.Context, c containerView, req cis.ExecRequest) error {
 	r, err := e.rt.Attach(ctx, &rt.AttachRequest{ContainerId: c.id, Tty: c.tty, Stdin: req.Stdin != nil, Stdout: req.Stdout != nil, Stderr: req.Stderr != nil})
 	if err != nil {
 		return fmt.Errorf("attach: %w", callError(err))

@@ -61,7 +61,7 @@ func (a *actor) watchExit(ctx context.Context, c *container, id string) {
 
 // noteExit keeps the end of an attempt that is not known to have ended.
 func (a *actor) noteExit(c *container, exit exitRecord) {
-	if c.rec.Terminated == nil && c.id == exit.ID || c.busy && c.id != exit.ID {
+	if c.rec.Terminated == nil && c.rec.ID == exit.ID || c.busy && c.id != exit.ID {
 		c.rec.Exit = &exit
 		a.save() // before it is used
 	}
@@ -98,14 +98,35 @@ const (
 	annotationName = "io.kubernetes.cri.container-name" // empty for the sandbox itself
 )
 
-// CollectExits asks the shims which containers have ended, and keeps that in the instances' records. It is for the time
-// after this process and containerd were both away: to be called before containerd is started, which forgets what ended
-// meanwhile, and before New. Of cfg it needs Root, TaskDir and Runsc; with an empty TaskDir it does nothing. It takes at most a few seconds.
-// An error names what could not be asked or kept; everything else has been kept all the same.
-func CollectExits(ctx context.Context, cfg Config) error {
-	if cfg.TaskDir == "" {
+// CollectExits asks the shims which containers have ended, and keeps that. It is to be called before each start of
+// containerd, which forgets what ended while it was away. With an empty Config.TaskDir it does nothing. It takes at most
+// a few seconds. An error names what could not be asked or kept; everything else has been kept all the same.
+func (e *Engine) CollectExits(ctx context.Context) error {
+	if e.cfg.TaskDir == "" {
 		return nil
 	}
+	return collectExits(ctx, e.cfg, e.keepExits)
+}
+
+// keepExits tells the owner of an instance how containers of it have ended, or writes it down for the next one.
+func (e *Engine) keepExits(instance string, ends map[string]exitRecord) error {
+	e.mu.Lock()
+	defer e.mu.Unlock() // no owner begins meanwhile
+	a := e.actors[instance]
+	if a == nil {
+		return keepExits(e.instanceDir(instance), ends)
+	}
+	a.box.post(func() {
+		for name, exit := range ends {
+			if c := a.byName(name); c != nil {
+				a.noteExit(c, exit)
+			}
+		}
+	})
+	return nil
+}
+
+func collectExits(ctx context.Context, cfg Config, keep func(instance string, ends map[string]exitRecord) error) error {
 	entries, err := os.ReadDir(filepath.Join(cfg.TaskDir, criNamespace))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -147,7 +168,7 @@ func CollectExits(ctx context.Context, cfg Config) error {
 	}
 	errs = append(errs, group.Wait())
 	for instance, of := range ends {
-		if err := keepExits(filepath.Join(cfg.Root, "instances", instance), of); err != nil {
+		if err := keep(instance, of); err != nil {
 			errs = append(errs, fmt.Errorf("instance %s: %w", instance, err))
 		}
 	}

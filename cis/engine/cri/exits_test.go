@@ -18,9 +18,9 @@ import (
 	"cumulet.io/internal/testenv"
 )
 
-// endsByTerm runs until it is told to end, and then ends with that code.
+// endsByTerm runs until it is told to end, and then ends with that code and its last words.
 func endsByTerm(class cis.SandboxClass, code int) *cis.Instance {
-	in := instance(class, shell("main", fmt.Sprintf("trap 'exit %d' TERM; while :; do sleep 0.1; done", code)))
+	in := instance(class, shell("main", fmt.Sprintf("printf 'began, '; trap 'echo told; echo no >&2; printf ended; exit %d' TERM; while :; do sleep 0.1; done", code)))
 	in.Spec.RestartPolicy = corev1.RestartPolicyNever
 	return in
 }
@@ -82,14 +82,17 @@ func TestEndWhileContainerdDown(t *testing.T) {
 					ends[i] = endAtShim(t, b, ids[i])
 				}
 				if away {
-					if err := CollectExits(t.Context(), b.cfg); err != nil {
-						t.Error(err)
-					}
+					b.up() // not yet told of any instance
+				}
+				if err := b.CollectExits(t.Context()); err != nil {
+					t.Error(err)
 				}
 				b.env.Up()
 				up := time.Now()
 				if away {
-					b.restart(all...)
+					if err := b.Sync(t.Context(), all); err != nil {
+						t.Fatal(err)
+					}
 				}
 				for i, in := range all {
 					phase, reason, meter := cis.Succeeded, "Completed", meterCompleted
@@ -111,6 +114,9 @@ func TestEndWhileContainerdDown(t *testing.T) {
 						t.Errorf("meter stopped at %s (%s), want %s", b.meter.stopAt[in.ID], b.meter.stopped[in.ID], e.FinishedAt)
 					}
 					b.meter.mu.Unlock()
+					if got := b.logText(in.ID, "main"); strings.Replace(got, "no\n", "", 1) != "began, told\nended" {
+						t.Errorf("log %q", got)
+					}
 				}
 			})
 		}

@@ -21,6 +21,7 @@ import (
 	"cumulet.io/billing"
 	"cumulet.io/cis"
 	"cumulet.io/cis/engine/cri/containerd"
+	"cumulet.io/cis/engine/cri/fence"
 	"cumulet.io/internal/mounts"
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/testenv"
@@ -33,6 +34,7 @@ type memSink struct {
 	statuses map[string][]cis.Status
 	events   map[string][]cis.Event
 	down     bool
+	slow     time.Duration // multiplies what is waited for; 0 is 1
 }
 
 func newSink() *memSink {
@@ -87,7 +89,7 @@ func (s *memSink) all(id string) []cis.Status {
 // wait waits until the last status of the instance satisfies ok.
 func (s *memSink) wait(t *testing.T, id, what string, ok func(cis.Status) bool) cis.Status {
 	t.Helper()
-	deadline := time.Now().Add(90 * time.Second)
+	deadline := time.Now().Add(max(1, s.slow) * 90 * time.Second)
 	stop := time.AfterFunc(time.Until(deadline), s.cond.Broadcast)
 	defer stop.Stop()
 	s.mu.Lock()
@@ -184,22 +186,43 @@ type bench struct {
 	sink  *memSink
 	meter *memMeter
 	cfg   Config
+	kata  *testenv.KataEnv // nil without class kata
 	*Engine
 	stop func()
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t *testing.T) *bench { return newBenchOn(t, withoutSystemd) }
+
+// newKataBench has class kata as well, with virtual machines by emulation.
+func newKataBench(t *testing.T) *bench {
 	t.Helper()
-	env := testenv.Containerd(t, withoutSystemd)
+	kata := testenv.Kata(t)
+	b := newBenchOn(t, withoutSystemd, kata.Configure)
+	b.kata = kata
+	return b
+}
+
+func newBenchOn(t *testing.T, options ...func(*containerd.Config)) *bench {
+	t.Helper()
+	env := testenv.Containerd(t, options...)
 	b := &bench{t: t, env: env, sink: newSink(), meter: &memMeter{started: map[string]int{}, running: map[string]int{}, stopped: map[string]string{}, stopAt: map[string]time.Time{}}}
 	b.cfg = Config{Socket: env.Socket, TaskDir: env.Daemon.TaskDir(), Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"), Node: "node-1", Region: "r1",
 		HostIP: "127.0.0.1", Handlers: map[cis.SandboxClass]string{cis.Runc: "runc"},
 		Unavailable: map[cis.SandboxClass]string{cis.Kata: "the host has no KVM"}, Sink: b.sink, Meter: b.meter, CgroupRoot: cgroupRoot(env),
 		Logger:       slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 		CrashBackoff: Backoff{Initial: 200 * time.Millisecond, Max: time.Second}, PullBackoff: Backoff{Initial: 200 * time.Millisecond, Max: time.Second}}
+	f, err := fence.Open(fence.Config{Bridge: env.Bridge})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.cfg.Fence = f
 	b.cfg.Runsc.Binary, b.cfg.Runsc.Root = env.Daemon.Runsc()
 	if env.Has("runsc") {
 		b.cfg.Handlers[cis.GVisor] = "runsc"
+	}
+	if env.Has(testenv.KataHandler) {
+		b.cfg.Handlers[cis.Kata] = testenv.KataHandler
+		b.sink.slow = 4
 	}
 	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
 	b.up()

@@ -84,7 +84,7 @@ func (e *Engine) keptLog(id string, req cis.LogRequest) (string, error) {
 		if _, err := os.Stat(dir); err != nil {
 			continue
 		}
-		last := logAttempts(dir)
+		last := logAttempts(dir, 0)
 		name := req.Container
 		if name == "" && len(last) == 1 {
 			for name = range last {

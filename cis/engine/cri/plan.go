@@ -29,6 +29,10 @@ func (a *actor) containerConfig(c *container, attempt int, img imageInfo) (*plan
 		return nil, err
 	}
 	envs, known := environ(c.spec.Env, envFields(a.ips, a.e.cfg.HostIP))
+	logPath := filepath.Join(c.spec.Name, strconv.Itoa(attempt)+".log")
+	if a.e.captures() {
+		logPath = "" // containerd is to write none
+	}
 	return &plan{spec: c.spec, config: &rt.ContainerConfig{
 		Metadata:   &rt.ContainerMetadata{Name: c.spec.Name, Attempt: uint32(attempt)},
 		Image:      &rt.ImageSpec{Image: img.id, UserSpecifiedImage: c.spec.Image},
@@ -38,7 +42,7 @@ func (a *actor) containerConfig(c *container, attempt int, img imageInfo) (*plan
 		Envs:       envs,
 		Labels: map[string]string{labelInstance: a.id, labelOrg: a.org, labelNode: a.e.cfg.Node,
 			labelIncarnation: strconv.FormatInt(a.rec.Incarnation, 10)},
-		LogPath:   filepath.Join(c.spec.Name, strconv.Itoa(attempt)+".log"),
+		LogPath:   logPath,
 		Stdin:     c.spec.Stdin,
 		StdinOnce: c.spec.StdinOnce,
 		Tty:       c.spec.TTY,

@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -18,41 +19,106 @@ import (
 func TestLife(t *testing.T) {
 	b := newBench(t)
 	for class := range b.cfg.Handlers {
-		t.Run(string(class), func(t *testing.T) {
-			in := instance(class, shell("main", "echo hello; sleep 0.2; echo bad >&2; while [ ! -f /tmp/end ]; do sleep 0.1; done; exit 3"))
-			in.Spec.RestartPolicy = corev1.RestartPolicyNever
-			in.Spec.Hostname = "host-x"
-			b.ensure(in)
-			st := b.sink.waitPhase(t, in.ID, cis.Running)
-			if st.SandboxClass != class || st.Incarnation != 1 || len(st.IPs) == 0 || st.Size.Class == "" || !st.Ready {
-				t.Errorf("status %+v", st)
+		t.Run(string(class), func(t *testing.T) { b.life(t, class) })
+	}
+}
+
+func (b *bench) life(t *testing.T, class cis.SandboxClass) {
+	t.Helper()
+	in := instance(class, shell("main", "echo hello; sleep 0.2; echo bad >&2; while [ ! -f /tmp/end ]; do sleep 0.1; done; exit 3"))
+	in.Spec.RestartPolicy = corev1.RestartPolicyNever
+	in.Spec.Hostname = "host-x"
+	b.ensure(in)
+	st := b.sink.waitPhase(t, in.ID, cis.Running)
+	if st.SandboxClass != class || st.Incarnation != 1 || len(st.IPs) == 0 || st.Size.Class == "" || !st.Ready {
+		t.Errorf("status %+v", st)
+	}
+	if out, err := b.run(in.ID, "main", "hostname"); err != nil || out != "host-x\n" {
+		t.Errorf("exec: %q %v", out, err)
+	}
+	if out, err := b.run(in.ID, "main", "cat", "/etc/hosts"); err != nil || !strings.Contains(out, st.IPs[0]+"\thost-x") {
+		t.Errorf("hosts: %q %v", out, err)
+	}
+	_, err := b.run(in.ID, "main", "sh", "-c", "exit 7")
+	var code utilexec.CodeExitError
+	if !errors.As(err, &code) || code.Code != 7 {
+		t.Errorf("exit code: %v", err)
+	}
+	if _, err := b.run(in.ID, "main", "touch", "/tmp/end"); err != nil {
+		t.Error(err)
+	}
+	st = b.sink.waitPhase(t, in.ID, cis.Failed)
+	e := ended(st.Containers[0])
+	if e == nil || e.ExitCode != 3 || e.Reason != "Error" || st.EndedAt.IsZero() {
+		t.Errorf("end %+v", st)
+	}
+	if got := b.logText(in.ID, "main"); got != "hello\nbad\n" {
+		t.Errorf("log %q", got)
+	}
+	if b.meter.started[in.ID] != 1 || b.meter.running[in.ID] != 1 || b.meter.stopped[in.ID] != "Failed" {
+		t.Errorf("meter %+v", b.meter)
+	}
+}
+
+// Every line is in the log once, and as it was written, whatever of containerd and the engine is killed meanwhile.
+func TestLogThroughKills(t *testing.T) {
+	b := newBench(t)
+	var all []*cis.Instance
+	for class := range b.cfg.Handlers {
+		in := instance(class, shell("main", `i=0; while [ ! -f /tmp/end ]; do i=$((i+1)); printf "line $i"; echo " ends"; done; echo $i > /tmp/lines; while [ ! -f /tmp/bye ]; do sleep 0.1; done; printf bye`))
+		in.Spec.RestartPolicy = corev1.RestartPolicyNever
+		all = append(all, b.ensure(in))
+	}
+	for _, in := range all {
+		b.sink.waitPhase(t, in.ID, cis.Running)
+	}
+	for range 3 {
+		b.env.Kill()
+		b.env.Ready()
+		b.restart(all...)
+		for _, in := range all {
+			testenv.Eventually(t, 30*time.Second, func() error { _, err := b.run(in.ID, "main", "true"); return err })
+		}
+	}
+	for _, in := range all {
+		if _, err := b.run(in.ID, "main", "touch", "/tmp/end"); err != nil {
+			t.Fatal(err)
+		}
+		var lines int
+		testenv.Eventually(t, 30*time.Second, func() error {
+			out, err := b.run(in.ID, "main", "cat", "/tmp/lines")
+			if err != nil {
+				return err
 			}
-			if out, err := b.run(in.ID, "main", "hostname"); err != nil || out != "host-x\n" {
-				t.Errorf("exec: %q %v", out, err)
-			}
-			if out, err := b.run(in.ID, "main", "cat", "/etc/hosts"); err != nil || !strings.Contains(out, st.IPs[0]+"\thost-x") {
-				t.Errorf("hosts: %q %v", out, err)
-			}
-			_, err := b.run(in.ID, "main", "sh", "-c", "exit 7")
-			var code utilexec.CodeExitError
-			if !errors.As(err, &code) || code.Code != 7 {
-				t.Errorf("exit code: %v", err)
-			}
-			if _, err := b.run(in.ID, "main", "touch", "/tmp/end"); err != nil {
-				t.Error(err)
-			}
-			st = b.sink.waitPhase(t, in.ID, cis.Failed)
-			e := ended(st.Containers[0])
-			if e == nil || e.ExitCode != 3 || e.Reason != "Error" || st.EndedAt.IsZero() {
-				t.Errorf("end %+v", st)
-			}
-			if got := b.logText(in.ID, "main"); got != "hello\nbad\n" {
-				t.Errorf("log %q", got)
-			}
-			if b.meter.started[in.ID] != 1 || b.meter.running[in.ID] != 1 || b.meter.stopped[in.ID] != "Failed" {
-				t.Errorf("meter %+v", b.meter)
-			}
+			_, err = fmt.Sscan(out, &lines)
+			return err
 		})
+		if _, err := b.run(in.ID, "main", "touch", "/tmp/bye"); err != nil {
+			t.Fatal(err)
+		}
+		b.sink.waitPhase(t, in.ID, cis.Succeeded)
+		var want strings.Builder
+		for i := range lines {
+			fmt.Fprintf(&want, "line %d ends\n", i+1)
+		}
+		want.WriteString("bye")
+		if got := b.logText(in.ID, "main"); got != want.String() {
+			t.Errorf("%s: the log has %d bytes in %d lines, want %d in %d", in.Spec.Sandbox, len(got), strings.Count(got, "\n"), want.Len(), lines)
+		}
+	}
+}
+
+// Of a containerd whose state is nobody's to touch, containerd itself writes the logs.
+func TestLogByContainerd(t *testing.T) {
+	b := newBench(t)
+	b.cfg.TaskDir = ""
+	b.restart()
+	in := instance(cis.Runc, shell("main", "echo out; echo err >&2; printf end"))
+	in.Spec.RestartPolicy = corev1.RestartPolicyNever
+	b.ensure(in)
+	b.sink.waitPhase(t, in.ID, cis.Succeeded)
+	if got := b.logText(in.ID, "main"); len(got) != len("out\nerr\nend") || !strings.HasSuffix(got, "end") {
+		t.Errorf("log %q", got)
 	}
 }
 

@@ -6,18 +6,8 @@ import (
 
 	"cumulet.io/billing"
 	"cumulet.io/cis"
+	"cumulet.io/cis/sandbox"
 )
-
-// overheadMiB is what a sandbox itself needs, on top of what its containers may use.
-func overheadMiB(class cis.SandboxClass) int64 {
-	switch class {
-	case cis.Kata:
-		return 160
-	case cis.GVisor:
-		return 64
-	}
-	return 16
-}
 
 // podLimits are the limits of the whole instance: the sum of the containers' limits where each has one, and never more
 // than the size that is paid for; the sandbox's overhead comes on top.
@@ -30,7 +20,7 @@ func podLimits(s *cis.Spec, size billing.Size, class cis.SandboxClass, pids int6
 		l.milliCPU = n
 	}
 	if l.memoryBytes > 0 {
-		l.memoryBytes += overheadMiB(class) << 20
+		l.memoryBytes += sandbox.OverheadOf(class).MemoryMiB << 20
 	}
 	return l
 }

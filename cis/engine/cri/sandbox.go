@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cumulet.io/cis"
+	"cumulet.io/cis/sandbox"
 )
 
 // makeSandbox prepares what the sandbox needs on the node and has containerd make it.
@@ -45,7 +47,7 @@ func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler s
 	}
 	if again {
 		// An earlier attempt may have left one behind.
-		if err := a.clearSandboxes(ctx); err != nil {
+		if err := errors.Join(a.clearSandboxes(ctx), a.e.cgroup.remove(a.id)); err != nil {
 			return "", nil, "FailedCreatePodSandBox", err
 		}
 	}
@@ -62,9 +64,12 @@ func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler s
 	if err != nil {
 		return "", nil, "FailedCreatePodSandBox", err
 	}
-	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: r.PodSandboxId})
+	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: r.PodSandboxId, Verbose: a.e.cfg.Fence != nil})
 	if err != nil {
 		return "", nil, "FailedPodSandBoxStatus", err
+	}
+	if err := a.admit(st); err != nil {
+		return "", nil, "FailedCreatePodSandBox", err
 	}
 	if err := a.e.cgroup.limitCPU(a.id, limits.milliCPU); err != nil {
 		return "", nil, "FailedCreatePodContainer", err
@@ -115,8 +120,13 @@ func (a *actor) replaceSandbox() {
 		return
 	}
 	a.sandbox = sandboxRemoving
+	a.retire()
+	outs := a.outputs()
 	a.do(a.ctx, func(ctx context.Context) func() {
 		err := a.clearSandboxes(ctx)
+		if err == nil {
+			a.finishOutputs(ctx, outs)
+		}
 		return func() {
 			a.sandbox = sandboxNone
 			if err != nil {
@@ -128,7 +138,7 @@ func (a *actor) replaceSandbox() {
 				if c.running {
 					a.exited(c, a.vanished(c, "The sandbox of the container is gone"))
 				}
-				c.id = ""
+				c.id, c.out = "", nil
 			}
 			a.lost, a.sandboxID, a.ips = false, "", nil
 			if a.checkEnd(); a.rec.Stop != nil {
@@ -200,7 +210,8 @@ func (a *actor) sandboxConfig() *rt.PodSandboxConfig {
 	cfg := &rt.PodSandboxConfig{
 		Metadata: &rt.PodSandboxMetadata{Name: a.id, Namespace: "cumulet", Uid: a.id, Attempt: uint32(a.rec.Incarnation - 1)},
 		Hostname: hostname(a.spec), LogDirectory: a.logDir(), Labels: labels,
-		DnsConfig: dnsConfig(a.spec.DNS, a.e.cfg.HostDNS),
+		DnsConfig:   dnsConfig(a.spec.DNS, a.e.cfg.HostDNS),
+		Annotations: sandbox.Annotations(a.rec.Class, a.rec.Size, runtime.NumCPU()),
 		Linux: &rt.LinuxPodSandboxConfig{
 			CgroupParent:    a.e.cgroup.path(a.id),
 			SecurityContext: sandboxSecurity(a.spec),
@@ -291,11 +302,11 @@ type found struct {
 	sandbox    *rt.PodSandboxStatus // the newest, nil when there is none
 	handler    string
 	containers []*rt.ContainerStatus
-	attempts   map[string]int // the highest attempt that has a log file
+	attempts   map[string]int // the highest attempt that has written something
 }
 
 func (a *actor) lookUp(ctx context.Context) (*found, error) {
-	f := &found{attempts: logAttempts(a.logDir())}
+	f := &found{attempts: logAttempts(a.logDir(), 1)}
 	list, err := a.e.listSandboxes(ctx, a.id)
 	if err != nil {
 		return nil, err
@@ -318,9 +329,14 @@ func (a *actor) lookUp(ctx context.Context) (*found, error) {
 	if newest == nil {
 		return f, nil
 	}
-	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: newest.Id})
+	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: newest.Id, Verbose: a.e.cfg.Fence != nil})
 	if err != nil {
 		return nil, err
+	}
+	if st.GetStatus().GetState() == rt.PodSandboxState_SANDBOX_READY {
+		if err := a.admit(st); err != nil {
+			return nil, err
+		}
 	}
 	f.sandbox, f.handler = st.GetStatus(), newest.RuntimeHandler
 	cl, err := a.e.listContainers(ctx, a.id)
@@ -343,8 +359,8 @@ func (a *actor) lookUp(ctx context.Context) (*found, error) {
 	return f, nil
 }
 
-// logAttempts finds the highest attempt of each container that has written a log.
-func logAttempts(dir string) map[string]int {
+// logAttempts finds the highest attempt of each container that has a log of at least so many bytes.
+func logAttempts(dir string, bytes int64) map[string]int {
 	out := map[string]int{}
 	files, err := filepath.Glob(filepath.Join(dir, "*", "*.log"))
 	if err != nil {
@@ -352,6 +368,9 @@ func logAttempts(dir string) map[string]int {
 	}
 	for _, f := range files {
 		n, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(f), ".log"))
+		if st, serr := os.Stat(f); serr != nil || st.Size() < bytes {
+			continue
+		}
 		if name := filepath.Base(filepath.Dir(f)); err == nil && n >= 0 {
 			if was, ok := out[name]; !ok || n > was {
 				out[name] = n
@@ -376,7 +395,9 @@ func (a *actor) take(f *found) {
 			a.lost = true
 			for _, c := range a.containers {
 				if c.rec.Attempt >= 0 && c.rec.Terminated == nil {
-					a.exited(c, a.vanished(c, "The container is gone with its sandbox"))
+					a.over(c, func() corev1.ContainerStateTerminated {
+						return a.vanished(c, "The container is gone with its sandbox")
+					})
 				}
 			}
 		}
@@ -405,7 +426,7 @@ func (a *actor) take(f *found) {
 	}
 	for _, c := range a.containers {
 		if c.id == "" && c.rec.Attempt >= 0 && c.rec.Terminated == nil && c.rec.Incarnation == a.rec.Incarnation {
-			a.exited(c, a.vanished(c, "The container is gone"))
+			a.over(c, func() corev1.ContainerStateTerminated { return a.vanished(c, "The container is gone") })
 		}
 	}
 }
@@ -453,18 +474,21 @@ func (a *actor) takeContainer(c *container, s *rt.ContainerStatus) {
 	case rt.ContainerState_CONTAINER_EXITED:
 		switch {
 		case c.rec.Terminated != nil:
+		case a.neverRan(s, c.spec.Name, n):
+			c.rec.Attempt-- // it is made again under the same number
 		case s.StartedAt == 0:
-			// The start was cut short: no process is known to have begun. It is made again under the same number.
-			c.rec.Attempt--
+			// It began and ended before containerd, which was killed meanwhile, had noted that.
+			c.startedAt = time.Unix(0, s.FinishedAt)
+			a.over(c, func() corev1.ContainerStateTerminated { return a.terminated(c, s) })
 		default:
 			c.startedAt = time.Unix(0, s.StartedAt)
-			a.exited(c, a.terminated(c, s))
+			a.over(c, func() corev1.ContainerStateTerminated { return a.terminated(c, s) })
 		}
 	case rt.ContainerState_CONTAINER_CREATED:
 		// Made and never started: it is made again under the same number.
 		c.rec.Attempt--
 	default:
-		a.exited(c, a.vanished(c, "The container's state is unknown"))
+		a.over(c, func() corev1.ContainerStateTerminated { return a.vanished(c, "The container's state is unknown") })
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -194,4 +197,29 @@ func (r Runsc) ended(ctx context.Context, id string) (*exitRecord, error) {
 func isGVisor(taskDir, id string) bool {
 	b, err := readBundle(filepath.Join(bundleDir(taskDir, id), "shim-binary-path"))
 	return err == nil && strings.Contains(filepath.Base(strings.TrimSpace(string(b))), "runsc")
+}
+
+// signalShim sends a signal to the shim of a sandbox. None is fine. When it dies, containerd removes what it has left.
+func signalShim(id string, signal unix.Signal) error {
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // it has ended
+		}
+		args := strings.Split(string(b), "\x00")
+		i := slices.Index(args, "-id")
+		if !strings.HasPrefix(filepath.Base(args[0]), "containerd-shim-") || i < 0 || i+1 >= len(args) || args[i+1] != id {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f))); err == nil {
+			if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("signal shim %d: %w", pid, err)
+			}
+		}
+	}
+	return nil
 }

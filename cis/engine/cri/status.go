@@ -26,16 +26,21 @@ type containerView struct {
 	// ended is closed when the attempt has ended; nil when it never ran under this process.
 	ended     <-chan struct{}
 	startedAt time.Time
-	// stdin and tty are the spec's, for attach.
+	// stdin and tty are the spec's, for attach; output is where the output is captured, "" when it is not.
 	stdin, tty bool
+	output     string
 }
 
 // publish reports the status and shows the view.
 func (a *actor) publish() {
 	v := &view{org: a.org, class: a.rec.Class, sandboxID: a.sandboxID, handler: a.rec.Handler, ips: a.ips, containers: make(map[string]containerView, len(a.containers))}
 	for _, c := range a.containers {
-		v.containers[c.spec.Name] = containerView{id: c.id, attempt: c.rec.Attempt, running: c.running, ended: c.ended, startedAt: c.startedAt,
+		cv := containerView{id: c.id, attempt: c.rec.Attempt, running: c.running, ended: c.ended, startedAt: c.startedAt,
 			stdin: c.spec.Stdin, tty: c.spec.TTY}
+		if c.out != nil {
+			cv.output = a.outputDir(c.spec.Name, c.rec.Attempt)
+		}
+		v.containers[c.spec.Name] = cv
 	}
 	a.view.Store(v)
 	if a.adopt && !a.adopted || a.finished {

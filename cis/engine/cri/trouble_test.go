@@ -2,14 +2,22 @@ package cri
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"cumulet.io/cis"
+	"cumulet.io/internal/testenv"
 )
 
 // containerd is killed while instances start: each of them comes up once, none fails, none is doubled.
@@ -83,6 +91,52 @@ func TestAttach(t *testing.T) {
 		t.Errorf("%q", out.String())
 	}
 	b.sink.waitPhase(t, in.ID, cis.Succeeded)
+}
+
+// A shim that answers no more, as one whose containerd was killed while it made its sandbox, does not keep the sandbox.
+func TestStuckShim(t *testing.T) {
+	b := newBench(t)
+	b.cfg.StopBound = 2 * time.Second
+	b.restart()
+	in := instance(cis.Runc, shell("main", "sleep 1000"))
+	in.Spec.RestartPolicy = corev1.RestartPolicyNever
+	b.ensure(in)
+	b.sink.waitPhase(t, in.ID, cis.Running)
+	list, err := b.listSandboxes(t.Context(), in.ID)
+	if err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	if err := signalShim(list[0].Id, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	// The first try may find containerd still busy with the shim's end; the engine tries it, too.
+	testenv.Eventually(t, 30*time.Second, func() error { return b.removeSandbox(t.Context(), list[0].Id) })
+	b.sink.waitPhase(t, in.ID, cis.Failed)
+}
+
+// A process that a start which was cut short has left in the instance's cgroup goes with the instance.
+func TestStrayProcess(t *testing.T) {
+	b := newBench(t)
+	in := b.ensure(instance(cis.Runc, shell("main", "sleep 1000")))
+	b.sink.waitPhase(t, in.ID, cis.Running)
+	stray := exec.Command("sleep", "1000")
+	if err := stray.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range b.cgroup.dirs(in.ID) {
+		if strings.Contains(dir, "cpuset") {
+			continue // takes none before it has CPUs
+		}
+		inner := filepath.Join(dir, "stray") // v2 has processes in leaves alone
+		if err := errors.Join(os.MkdirAll(inner, 0o755), writeControl(inner, "cgroup.procs", strconv.Itoa(stray.Process.Pid))); err != nil {
+			t.Error(err)
+		}
+	}
+	b.delete(in)
+	b.sink.waitPhase(t, in.ID, cis.Failed)
+	if err := stray.Wait(); err == nil || stray.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("%v", err)
+	}
 }
 
 // The sink is away while an instance runs and ends: its end is told when it is back, and what it left is removed then.

@@ -93,6 +93,8 @@ func Root(env Env) *cobra.Command {
 	flags.StringVar(&a.session, "session", "", "session file; default $CIS_CONFIG or the user's configuration directory")
 	root.AddCommand(a.login(), a.logout(), a.run(), a.ps(), a.describe(), a.logs(), a.exec(), a.rm(), a.events(),
 		a.bill(), a.sizes(), a.version())
+	root.AddCommand(a.webhook(), a.image())
+	a.addRepoImages(root)
 	return root
 }
 

@@ -110,7 +110,7 @@ func Discover(ctx context.Context, server string) (Endpoints, error) {
 func Login(ctx context.Context, e Endpoints, user, password, org string) (*Session, error) {
 	s := &Session{Endpoints: e, User: user, Org: org}
 	form := url.Values{"grant_type": {"password"}, "access_type": {"offline"}, "username": {user}, "password": {password}}
-	if _, err := s.grant(ctx, hubtoken.AudienceCIS, form); err != nil {
+	if _, err := s.grant(ctx, hubtoken.AudienceCIS, "", form); err != nil {
 		return nil, fmt.Errorf("log in as %s: %w", user, err)
 	}
 	if s.RefreshToken == "" {
@@ -119,22 +119,26 @@ func Login(ctx context.Context, e Endpoints, user, password, org string) (*Sessi
 	return s, nil
 }
 
-// Source gives tokens for one service, of the session's org.
-func (s *Session) Source(audience string) hubtoken.Source { return source{s, audience} }
+// Source gives tokens for one service, of the session's org; scopes, each "type:name:action,action", are asked for
+// besides.
+func (s *Session) Source(audience string, scopes ...string) hubtoken.Source {
+	return source{s, audience, strings.Join(scopes, " ")}
+}
 
 type source struct {
 	s        *Session
 	audience string
+	scopes   string
 }
 
 // Token implements hubtoken.Source.
 func (c source) Token(ctx context.Context) (string, error) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	if t, ok := c.s.tokens[c.audience]; ok && time.Until(t.expires) > 15*time.Second {
+	if t, ok := c.s.tokens[c.audience+" "+c.scopes]; ok && time.Until(t.expires) > 15*time.Second {
 		return t.value, nil
 	}
-	t, err := c.s.grant(ctx, c.audience, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {c.s.RefreshToken}})
+	t, err := c.s.grant(ctx, c.audience, c.scopes, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {c.s.RefreshToken}})
 	if err != nil {
 		if errors.Is(err, problem.ErrInvalid) || errors.Is(err, problem.ErrUnauthenticated) {
 			return "", fmt.Errorf("the login is no longer valid (%w); run: cis login", err)
@@ -145,10 +149,10 @@ func (c source) Token(ctx context.Context) (string, error) {
 }
 
 // grant asks the token service (Docker token specification, OAuth2) and keeps what it gives.
-func (s *Session) grant(ctx context.Context, audience string, form url.Values) (string, error) {
+func (s *Session) grant(ctx context.Context, audience, scopes string, form url.Values) (string, error) {
 	form.Set("service", audience)
 	form.Set("client_id", "cis")
-	form.Set("scope", "org:"+s.Org+":read,write,admin")
+	form.Set("scope", strings.TrimSpace("org:"+s.Org+":read,write,admin "+scopes))
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.Endpoints.Registry+"/token", strings.NewReader(form.Encode()))
 	if err != nil {
 		return "", fmt.Errorf("ask for a token: %w", err)
@@ -172,7 +176,7 @@ func (s *Session) grant(ctx context.Context, audience string, form url.Values) (
 	if s.tokens == nil {
 		s.tokens = map[string]token{}
 	}
-	s.tokens[audience] = token{out.AccessToken, time.Now().Add(time.Duration(out.ExpiresIn) * time.Second)}
+	s.tokens[audience+" "+scopes] = token{out.AccessToken, time.Now().Add(time.Duration(out.ExpiresIn) * time.Second)}
 	return out.AccessToken, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -68,14 +69,65 @@ type Registry struct {
 	URL string `yaml:"url"`
 	// Database is sqlite:PATH or postgres://…; default a file in the state directory.
 	Database string `yaml:"database"`
-	// BlobDir keeps blobs and manifests; default in the state directory.
+	// BlobDir keeps blobs where Storage names no regions; default in the state directory.
 	BlobDir string `yaml:"blobDir"`
+	// Storage is where blobs are kept at scale.
+	Storage Storage `yaml:"storage"`
 	// AdminUser owns AdminOrg; both are made at the first start. The password is made up and written to
 	// credentials/<user> in the state directory when that file is not there.
 	AdminUser string `yaml:"adminUser"`
 	AdminOrg  string `yaml:"adminOrg"`
 	// TokenTTL is how long a hubtoken lives.
 	TokenTTL time.Duration `yaml:"tokenTTL"`
+	// Webhooks is how events are sent.
+	Webhooks Webhooks `yaml:"webhooks"`
+}
+
+// Webhooks is what the orgs' webhooks may do.
+type Webhooks struct {
+	// AllowNetworks are networks in CIDR notation that webhooks may call besides the public Internet: private and
+	// loopback ones are refused otherwise.
+	AllowNetworks []string `yaml:"allowNetworks"`
+}
+
+// Networks gives AllowNetworks parsed.
+func (w Webhooks) Networks() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, text := range w.AllowNetworks {
+		p, err := netip.ParsePrefix(text)
+		if err != nil || p != p.Masked() {
+			return nil, fmt.Errorf("must be networks as 10.0.0.0/8, not %q", text)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// Storage is the registry's global object storage.
+type Storage struct {
+	// Tracker is the database that says what is where, one for all regions; default registry.database.
+	Tracker string `yaml:"tracker"`
+	// Region is this node's, one of Regions; default node.region.
+	Region string `yaml:"region"`
+	// SpoolDir is where blobs on their way from other regions are; default in the state directory.
+	SpoolDir string `yaml:"spoolDir"`
+	// Regions have an S3-compatible object store each; none means the directory registry.blobDir.
+	Regions []StorageRegion `yaml:"regions"`
+}
+
+// StorageRegion is the object store of a region.
+type StorageRegion struct {
+	Name string `yaml:"name"`
+	// Endpoint is the store's URL without path, as https://s3.example; PublicEndpoint how clients of the registry reach
+	// it: they are sent there for blobs. Empty means that they cannot.
+	Endpoint       string `yaml:"endpoint"`
+	PublicEndpoint string `yaml:"publicEndpoint"`
+	// Bucket is there already, and is the registry's alone.
+	Bucket string `yaml:"bucket"`
+	// S3Region is what requests are signed for; default us-east-1.
+	S3Region string `yaml:"s3Region"`
+	// CredentialsFile has aws_access_key_id and aws_secret_access_key in section default, as AWS's own tools have it.
+	CredentialsFile string `yaml:"credentialsFile"`
 }
 
 // Control is the container instance service with its engine.
@@ -91,6 +143,8 @@ type Control struct {
 	OrgQuotas map[string]Quota `yaml:"orgQuotas"`
 	// AllowPrivileged lets instances of class runc be privileged, which is root on this machine.
 	AllowPrivileged bool `yaml:"allowPrivileged"`
+	// Sandbox is the least isolation.
+	Sandbox Sandbox `yaml:"sandbox"`
 	// KeepEndedDays is how long the record of an ended instance is kept; reconciliation of a month needs it that long.
 	KeepEndedDays int `yaml:"keepEndedDays"`
 	CRI           CRI `yaml:"cri"`
@@ -127,6 +181,8 @@ type CRI struct {
 	// Bridge and Subnet of the instances' network.
 	Bridge string `yaml:"bridge"`
 	Subnet string `yaml:"subnet"`
+	// NodePorts are ports of this machine that instances may reach, as 53/udp; all others are closed to them.
+	NodePorts []string `yaml:"nodePorts"`
 	// AllowRuncDefault lets an instance that names no class run without isolation when the host has nothing stronger.
 	AllowRuncDefault bool `yaml:"allowRuncDefault"`
 	// CPU (vCPUs) and MemoryGiB are what instances may hold in all, by their size classes; 0 means what the machine has.
@@ -135,6 +191,8 @@ type CRI struct {
 	MemoryGiB int64 `yaml:"memoryGiB"`
 	// KataConfig is a Kata configuration file; empty means the shim's default.
 	KataConfig string `yaml:"kataConfig"`
+	// Kata is more of it.
+	Kata Kata `yaml:"kata"`
 }
 
 // Collector is Filebeat.
@@ -143,6 +201,8 @@ type Collector struct {
 	Filebeat string `yaml:"filebeat"`
 	// Disabled leaves shipping to an agent that the operator runs.
 	Disabled bool `yaml:"disabled"`
+	// KeepMiB is how much of a container's log stays on this machine once the log store has it; 0 means all.
+	KeepMiB int64 `yaml:"keepMiB"`
 }
 
 // Logs is the log store and its query API.
@@ -210,7 +270,8 @@ func Default() *Config {
 		Node:     Node{Name: "cumulet-0", Region: "local", Address: "127.0.0.1"},
 		Registry: Registry{Listen: "127.0.0.1:5000", AdminUser: "admin", AdminOrg: "demo", TokenTTL: 5 * time.Minute},
 		Control: Control{Listen: "127.0.0.1:8440", Engine: "cri", KeepEndedDays: 62,
-			CRI: CRI{Bridge: "cumulet0", Subnet: "10.98.0.0/20"}},
+			CRI:       CRI{Bridge: "cumulet0", Subnet: "10.98.0.0/20", Kata: Kata{Hypervisor: "qemu"}},
+			Collector: Collector{KeepMiB: 50}},
 		Logs:    Logs{Listen: "127.0.0.1:8441", BulkListen: "127.0.0.1:8444", RetentionDays: 30, RetentionMonths: 13},
 		Billing: Billing{Listen: "127.0.0.1:8442", Interval: 2 * time.Second},
 		Kubelet: Kubelet{Org: "demo", Listen: "127.0.0.1:10250", ClusterDomain: "cluster.local", Workers: 16},
@@ -284,6 +345,9 @@ func (c *Config) derive() {
 	def(&c.Control.Database, "sqlite:"+c.Path("control.db"))
 	def(&c.Billing.Database, "sqlite:"+c.Path("billing.db"))
 	def(&c.Registry.BlobDir, c.Path("blobs"))
+	def(&c.Registry.Storage.Tracker, c.Registry.Database)
+	def(&c.Registry.Storage.Region, c.Node.Region)
+	def(&c.Registry.Storage.SpoolDir, c.Path("spool"))
 	def(&c.Kubelet.NodeName, c.Node.Name)
 	def(&c.Logs.Elasticsearch.WriteUser, "collector")
 	def(&c.Logs.Elasticsearch.ReadUser, "reader")
@@ -312,6 +376,12 @@ func (c *Config) check() error {
 	if _, _, err := net.ParseCIDR(c.Control.CRI.Subnet); err != nil {
 		bad("control.cri.subnet", "must be a CIDR as 10.98.0.0/20, not %q", c.Control.CRI.Subnet)
 	}
+	if c.Control.Collector.KeepMiB < 0 {
+		bad("control.collector.keepMiB", "must not be negative, not %d", c.Control.Collector.KeepMiB)
+	}
+	if _, err := c.Registry.Webhooks.Networks(); err != nil {
+		bad("registry.webhooks.allowNetworks", "%v", err)
+	}
 	if c.Control.Engine != "cri" && c.Control.Engine != "memory" {
 		bad("control.engine", "must be cri or memory, not %q", c.Control.Engine)
 	}
@@ -325,6 +395,7 @@ func (c *Config) check() error {
 	if c.Tracing.SampleRatio < 0 || c.Tracing.SampleRatio > 1 {
 		bad("tracing.sampleRatio", "must be from 0 to 1, not %v", c.Tracing.SampleRatio)
 	}
+	c.checkSandbox(bad)
 	switch c.Log.Level {
 	case "debug", "info", "warn", "error":
 	default:
@@ -333,7 +404,43 @@ func (c *Config) check() error {
 	if (c.Kubelet.CertFile == "") != (c.Kubelet.KeyFile == "") {
 		bad("kubelet.certFile", "goes with kubelet.keyFile: set both or none")
 	}
+	c.Registry.Storage.check(bad)
 	return errors.Join(errs...)
+}
+
+// check names what cannot work.
+func (s *Storage) check(bad func(key, format string, args ...any)) {
+	seen := map[string]bool{}
+	for i, r := range s.Regions {
+		key := fmt.Sprintf("registry.storage.regions[%d].", i)
+		switch {
+		case r.Name == "":
+			bad(key+"name", "must not be empty")
+		case seen[r.Name]:
+			bad(key+"name", "%q is there twice", r.Name)
+		}
+		seen[r.Name] = true
+		for name, v := range map[string]string{"endpoint": r.Endpoint, "publicEndpoint": r.PublicEndpoint} {
+			if v == "" && name == "publicEndpoint" {
+				continue
+			}
+			if u, err := url.Parse(v); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.Path != "" || u.RawQuery != "" {
+				bad(key+name, "must be an http or https URL without credentials and path")
+			}
+		}
+		if r.Bucket == "" {
+			bad(key+"bucket", "must not be empty")
+		}
+		if r.CredentialsFile == "" {
+			bad(key+"credentialsFile", "must not be empty")
+		}
+	}
+	if len(s.Regions) > 0 && !seen[s.Region] {
+		bad("registry.storage.region", "%q is not one of registry.storage.regions", s.Region)
+	}
+	if len(s.Regions) > 1 && !strings.HasPrefix(s.Tracker, "postgres") {
+		bad("registry.storage.tracker", "must be a postgres:// address where there are several regions")
+	}
 }
 
 // Path is a path below the state directory.
@@ -344,7 +451,7 @@ func (c *Config) Path(elem ...string) string {
 // Redacted is the configuration without the passwords that a database address may hold, for printing.
 func (c *Config) Redacted() *Config {
 	r := *c
-	for _, dsn := range []*string{&r.Registry.Database, &r.Control.Database, &r.Billing.Database} {
+	for _, dsn := range []*string{&r.Registry.Database, &r.Registry.Storage.Tracker, &r.Control.Database, &r.Billing.Database} {
 		if u, err := url.Parse(*dsn); err == nil && u.User != nil {
 			*dsn = u.Redacted()
 		}

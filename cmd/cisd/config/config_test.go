@@ -46,6 +46,16 @@ func TestLoad(t *testing.T) {
 		{name: "bad values", yaml: "node: {address: here}\ncontrol: {engine: podman, cri: {subnet: 10.0.0.1}}\nlog: {level: loud}",
 			want: `control.engine: must be cri or memory, not "podman"`},
 		{name: "credentials in a URL", yaml: "logs: {url: 'http://u:p@h'}", want: "logs.url: must be an http or https URL without credentials"},
+		{name: "one S3 region", yaml: "registry: {storage: {region: a, regions: [{name: a, endpoint: 'https://s3.example', bucket: b, credentialsFile: /c}]}}",
+			ok: func(c *Config) bool { return c.Registry.Storage.Tracker == c.Registry.Database }},
+		{name: "unknown key of a region", yaml: "registry: {storage: {regions: [{nam: a}]}}", want: `did you mean "name"?`},
+		{name: "bad region", yaml: "registry: {storage: {region: a, regions: [{name: a, endpoint: s3.example, credentialsFile: /c}]}}",
+			want: "registry.storage.regions[0].endpoint: must be an http or https URL"},
+		{name: "regions without this one", yaml: "registry: {storage: {region: b, regions: [{name: a, endpoint: 'https://s3.example', bucket: b, credentialsFile: /c}]}}",
+			want: `registry.storage.region: "b" is not one of registry.storage.regions`},
+		{name: "regions with a tracker of one machine", yaml: "registry: {storage: {region: a, regions: [" +
+			"{name: a, endpoint: 'https://a.example', bucket: b, credentialsFile: /c}, {name: b, endpoint: 'https://b.example', bucket: b, credentialsFile: /c}]}}",
+			want: "registry.storage.tracker: must be a postgres:// address"},
 		{name: "half a key pair", yaml: "kubelet: {certFile: a}", want: "kubelet.certFile: goes with kubelet.keyFile"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

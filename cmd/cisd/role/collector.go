@@ -48,7 +48,7 @@ func (p *process) collector(meters *meter.Writer, service *control.Control, log 
 	if err != nil {
 		return nil, err
 	}
-	reaper := &collect.Reaper{Collector: beat, Log: log, Ended: func(ctx context.Context, org, id string) bool {
+	reaper := &collect.Reaper{Collector: beat, Log: log, Keep: c.Collector.KeepMiB << 20, Ended: func(ctx context.Context, org, id string) bool {
 		in, err := service.Get(ctx, org, id)
 		// A record that is gone was of an instance that ended long ago.
 		return err == nil && in.Status.Phase.Final() || errors.Is(err, problem.ErrNotFound)

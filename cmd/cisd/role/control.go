@@ -60,10 +60,9 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 	}
 	service, err := control.New(control.Config{
 		Store: records, NewEngine: place.engine, Region: p.cfg.Node.Region, Node: p.cfg.Node.Name,
-		AllowPrivileged: c.AllowPrivileged,
-		KeepEnded:       time.Duration(c.KeepEndedDays) * 24 * time.Hour,
-		Quota:           quota(c.Quota),
-		OrgQuota:        orgQuotas,
+		AllowPrivileged: c.AllowPrivileged, Sandbox: sandboxPolicy(c.Sandbox),
+		KeepEnded: time.Duration(c.KeepEndedDays) * 24 * time.Hour,
+		Quota:     quota(c.Quota), OrgQuota: orgQuotas,
 		Logs: func(ctx context.Context, org, id string, req cis.LogRequest) (io.ReadCloser, error) {
 			return stored.Logs(ctx, org, id, req)
 		},

@@ -8,13 +8,16 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"cumulet.io/billing"
 	"cumulet.io/billing/meter"
+	"cumulet.io/cis"
 	"cumulet.io/cis/engine"
 	"cumulet.io/cis/engine/cri"
 	"cumulet.io/cis/engine/cri/containerd"
+	"cumulet.io/cis/engine/cri/fence"
 	"cumulet.io/cis/sandbox"
 	"cumulet.io/cmd/cisd/config"
 	"cumulet.io/registry/hubtoken"
@@ -35,13 +38,22 @@ func report(ctx context.Context, c config.CRI) sandbox.Report {
 	return sandbox.Host(ctx, sandbox.Options{BinDirs: binDirs(c), KataConfig: c.KataConfig, AllowRuncDefault: c.AllowRuncDefault})
 }
 
+// sandboxPolicy is the configured least isolation.
+func sandboxPolicy(c config.Sandbox) sandbox.Policy {
+	p := sandbox.Policy{Minimum: cis.SandboxClass(c.Minimum), Orgs: map[string]cis.SandboxClass{}}
+	for org, class := range c.Orgs {
+		p.Orgs[org] = cis.SandboxClass(class)
+	}
+	return p
+}
+
 // HostCheck prints which sandbox classes this machine can run, and how to mend the others.
 func HostCheck(ctx context.Context, cfg *config.Config, w io.Writer) error {
 	return report(ctx, cfg.Control.CRI).Write(w)
 }
 
 // daemon is the containerd that the server runs as its child, nil when the operator has one running.
-func daemon(cfg *config.Config, rep sandbox.Report, log *slog.Logger) (*containerd.Daemon, error) {
+func daemon(cfg *config.Config, rep sandbox.Report, log *slog.Logger, beforeStart func(context.Context)) (*containerd.Daemon, error) {
 	c := cfg.Control.CRI
 	if c.Socket != "" {
 		return nil, nil
@@ -74,7 +86,7 @@ func daemon(cfg *config.Config, rep sandbox.Report, log *slog.Logger) (*containe
 		SandboxImage: pauseImage, SandboxArchive: c.PauseImage,
 		Network:    containerd.Network{Bridge: c.Bridge, Subnet: subnet},
 		Registries: []containerd.Registry{{Host: registry.Host, PlainHTTP: registry.Scheme == "http"}},
-		Log:        log,
+		Log:        log, BeforeStart: beforeStart,
 	})
 }
 
@@ -89,7 +101,15 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 	if rep.Default == "" {
 		log.Warn("no sandbox class is the default here: instances must name one; see cisd host check")
 	}
-	ctrd, err := daemon(p.cfg, rep, log)
+	var made atomic.Pointer[cri.Engine]
+	ctrd, err := daemon(p.cfg, rep, log, func(ctx context.Context) {
+		// What ended without containerd is forgotten by its start, so the shims are asked before it.
+		if e := made.Load(); e != nil {
+			if err := e.CollectExits(ctx); err != nil {
+				log.Warn("not every container's end could be asked for", "error", err)
+			}
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -113,16 +133,18 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 		socket, taskDir = ctrd.Socket(), ctrd.TaskDir()
 		runsc.Binary, runsc.Root = ctrd.Runsc()
 		pl.ready = ctrd.Ready
-		pl.parts = append(pl.parts, part{"containerd", func(ctx context.Context) error {
-			// What ended while both were down is forgotten by containerd's start, so the shims are asked before it.
-			if err := cri.CollectExits(ctx, cri.Config{Root: p.cfg.Path("engine"), TaskDir: taskDir, Runsc: runsc}); err != nil {
-				log.Warn("not every container's end could be asked for", "error", err)
-			}
-			return ctrd.Run(ctx)
-		}})
+		pl.parts = append(pl.parts, part{"containerd", ctrd.Run})
 	}
 	pl.engine = func(sink engine.Sink) (engine.Engine, error) {
-		e, err := cri.New(cri.Config{
+		var wall cri.Fence
+		if ctrd != nil { // the network of another containerd is not ours
+			f, err := fence.Open(fence.Config{Bridge: c.Bridge, NodePorts: nodePorts(c)})
+			if err != nil {
+				return nil, err
+			}
+			wall = f
+		}
+		e, err := cri.New(cri.Config{Fence: wall,
 			Socket: socket, TaskDir: taskDir, Runsc: runsc, Root: p.cfg.Path("engine"), LogRoot: logRoot(p.cfg), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
 			HostIP: p.cfg.Node.Address, Handlers: handlers, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
 			PullAuth: auth.Credentials, CgroupRoot: cgroupRoot(p.cfg),
@@ -132,9 +154,21 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 			return nil, err
 		}
 		p.close = append(p.close, e.Close)
+		made.Store(e)
 		return e, nil
 	}
 	return pl, nil
+}
+
+// nodePorts are the machine's ports that instances may reach.
+func nodePorts(c config.CRI) []fence.NodePort {
+	var out []fence.NodePort
+	for _, s := range c.NodePorts {
+		if p, err := config.ParseNodePort(s); err == nil { // the configuration has been checked
+			out = append(out, fence.NodePort{UDP: p.Protocol == "udp", Port: p.Port})
+		}
+	}
+	return out
 }
 
 // logRoot is where containers' log files are, and what the collector reads.
@@ -153,7 +187,7 @@ func (m meterStarter) Start(ctx context.Context, s billing.Subject) (cri.Meter, 
 // Purge ends every instance on this machine and removes all state. The server must not be running.
 func Purge(ctx context.Context, cfg *config.Config, w io.Writer) error {
 	log := slog.New(slog.DiscardHandler)
-	ctrd, err := daemon(cfg, report(ctx, cfg.Control.CRI), log)
+	ctrd, err := daemon(cfg, report(ctx, cfg.Control.CRI), log, nil)
 	if err != nil {
 		return err
 	}
@@ -162,6 +196,9 @@ func Purge(ctx context.Context, cfg *config.Config, w io.Writer) error {
 			return err
 		}
 		if err := ctrd.Purge(ctx); err != nil {
+			return err
+		}
+		if err := fence.Remove(cfg.Control.CRI.Bridge); err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package role
 
 import (
 	"context"
+	"fmt"
 
 	"cumulet.io/internal/httpserve"
 	"cumulet.io/internal/sqldb"
@@ -17,12 +18,20 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
+	storage, err := p.storage(ctx, db, c.Database)
+	if err != nil {
+		return nil, err
+	}
 	file := func(name string) directory.Credential {
 		return directory.Credential{Name: name, PasswordFile: p.cfg.Path("credentials", name)}
 	}
+	networks, err := c.Webhooks.Networks()
+	if err != nil {
+		return nil, fmt.Errorf("registry.webhooks.allowNetworks: %w", err)
+	}
 	reg, err := server.New(ctx, server.Config{
 		DB: db, Dir: p.cfg.Path("registry"), PublicURL: c.URL, Issuer: tokenIssuer, TokenTTL: c.TokenTTL,
-		Driver: "filesystem", Parameters: map[string]any{"rootdirectory": c.BlobDir},
+		Storage: storage,
 		Bootstrap: directory.Bootstrap{
 			Admin: file(c.AdminUser), Org: c.AdminOrg,
 			Services: []directory.ServiceAccount{
@@ -31,7 +40,8 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 				{Credential: file(accountBilling), Platform: []string{hubtoken.ActionOperator, hubtoken.ActionMeter}},
 			},
 		},
-		Logger: p.log.With("role", Registry),
+		WebhookNetworks: networks,
+		Logger:          p.log.With("role", Registry),
 	})
 	if err != nil {
 		return nil, err
@@ -41,7 +51,7 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []part{http, {"keys", reg.Run}}, nil
+	return []part{http, {"registry", reg.Run}}, nil
 }
 
 // database opens a role's database; it is closed when everything has stopped.

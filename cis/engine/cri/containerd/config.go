@@ -2,13 +2,20 @@ package containerd
 
 import (
 	"bytes"
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"text/template"
+
+	"cumulet.io/cis/sandbox"
 )
 
 //go:embed config.toml.tmpl
@@ -49,6 +56,11 @@ func (c Config) render() (map[string][]byte, error) {
 	for _, h := range c.Handlers {
 		if h.Type == typeGVisor {
 			files[c.handlerFile(h.Name)] = c.renderGVisor(h)
+		}
+		if h.Type == typeKata && h.ConfigPath != "" {
+			if err := c.renderKata(h, files); err != nil {
+				return nil, err
+			}
 		}
 	}
 	network, err := c.renderNetwork()
@@ -109,7 +121,7 @@ func (c Config) section(h Handler) handlerSection {
 		// A VM gets no device of the machine, even when it is privileged in it.
 		s.PodAnnotations, s.WithoutHostDevices = []string{"io.katacontainers.*"}, true
 		if h.ConfigPath != "" {
-			str("ConfigPath", h.ConfigPath)
+			str("ConfigPath", filepath.Join(c.kataDir(h.Name), kataFile))
 		}
 	}
 	return s
@@ -130,6 +142,40 @@ grouping = true
   platform = %s
   systemd-cgroup = %q
 `, mustQuote(h.Binary), mustQuote(filepath.Join(c.RunDir, h.Name)), mustQuote(platform), strconv.FormatBool(c.Host.Systemd))
+}
+
+// kataFile is the name of Kata's configuration in the directory of its handler.
+const kataFile = "configuration.toml"
+
+// renderKata makes Kata's configuration: a copy of the operator's file and of its drop-ins, and one drop-in more, the last.
+func (c Config) renderKata(h Handler, files map[string][]byte) error {
+	dir := c.kataDir(h.Name)
+	read, err := sandbox.ReadKataConfig(h.ConfigPath)
+	if err != nil {
+		return fmt.Errorf("handler %s: %w", h.Name, err)
+	}
+	from := []string{h.ConfigPath}
+	more, err := filepath.Glob(filepath.Join(filepath.Dir(h.ConfigPath), "config.d", "*"))
+	if err != nil {
+		return fmt.Errorf("handler %s: %w", h.Name, err)
+	}
+	for i, path := range append(from, more...) {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return fmt.Errorf("handler %s: copy Kata's configuration: %w", h.Name, err)
+		}
+		to := filepath.Join(dir, kataFile)
+		if i > 0 {
+			to = filepath.Join(dir, "config.d", filepath.Base(path))
+		}
+		files[to] = text
+	}
+	own, err := sandbox.KataDropIn(read, h.Kata)
+	if err != nil {
+		return fmt.Errorf("handler %s: %w", h.Name, err)
+	}
+	files[filepath.Join(dir, "config.d", "zz-cumulet.toml")] = append([]byte("# Written by Cumulet at every start of containerd. Changes made here are lost.\n"), own...)
+	return nil
 }
 
 // renderNetwork makes the CNI configuration. The plugins' nftables back ends are
@@ -171,7 +217,8 @@ func (r Registry) render() []byte {
 }
 
 // write brings the configuration on disk up to date: its directories, every
-// file whole or not at all, and none of an earlier configuration.
+// file whole or not at all, and none of an earlier configuration. What is as it
+// should be is left alone: a containerd may be running with it.
 func (c Config) write() error {
 	files, err := c.render()
 	if err != nil {
@@ -188,20 +235,69 @@ func (c Config) write() error {
 	if err := os.MkdirAll(filepath.Dir(c.configFile()), 0o700); err != nil {
 		return err
 	}
-	for _, dir := range []string{c.cniDir(), c.certsDir()} {
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-	}
 	for path, content := range files {
+		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, content) {
+			continue
+		}
 		if err := writeFile(path, content); err != nil {
 			return err
 		}
 	}
+	dirs := []string{c.cniDir(), c.certsDir()}
+	for _, h := range c.Handlers {
+		if h.Type == typeKata {
+			dirs = append(dirs, c.kataDir(h.Name))
+		}
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		if err := keepOnly(dir, files); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// keepOnly removes what is below dir and neither in files nor above one of them.
+func keepOnly(dir string, files map[string][]byte) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if _, ok := files[path]; ok {
+			continue
+		}
+		keep := false
+		for f := range files {
+			keep = keep || strings.HasPrefix(f, path+string(filepath.Separator))
+		}
+		if keep && e.IsDir() {
+			err = keepOnly(path, files)
+		} else {
+			err = os.RemoveAll(path)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// version names the whole configuration.
+func (c Config) version() (string, error) {
+	files, err := c.render()
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		fmt.Fprintf(h, "%q %q\n", path, files[path])
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // clearAfterReboot empties RunDir when it is from before the machine's last

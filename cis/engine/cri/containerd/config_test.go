@@ -11,6 +11,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"cumulet.io/cis/sandbox"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -24,12 +26,20 @@ func valid(dir string) Config {
 		Handlers: []Handler{
 			{Name: HandlerRunc, Type: typeRunc, Binary: "/usr/sbin/runc"},
 			{Name: HandlerGVisor, Type: typeGVisor, Binary: "/usr/bin/runsc"},
-			{Name: HandlerKata, Type: typeKata, ConfigPath: "/etc/kata.toml"},
+			{Name: HandlerKata, Type: typeKata, ConfigPath: kataConfig()},
 		},
 		SandboxImage: "example.test/pause:1",
 		Network:      Network{Bridge: "br0", Subnet: netip.MustParsePrefix("10.1.2.0/24"), MTU: 1400},
 		Registries:   []Registry{{Host: "127.0.0.1:5000", PlainHTTP: true}, {Host: "hub.example.test", CAFile: "/etc/ca.pem"}},
 	}
+}
+
+func kataConfig() string {
+	p, err := filepath.Abs("testdata/kata/configuration.toml")
+	if err != nil {
+		panic(err) // there is a working directory
+	}
+	return p
 }
 
 func TestBadConfiguration(t *testing.T) {
@@ -131,11 +141,26 @@ func TestConfigurationFiles(t *testing.T) {
 			}
 		}
 	}
-	has(c.configFile(), "SystemdCgroup = true", "restrict_oom_score_adj = false", `ConfigPath = "/etc/kata.toml"`, `default_runtime_name = "runc"`)
+	has(c.configFile(), "SystemdCgroup = true", "restrict_oom_score_adj = false", `ConfigPath = "`+filepath.Join(c.kataDir("kata"), "configuration.toml")+`"`, `default_runtime_name = "runc"`)
 	has(c.handlerFile("runsc"), `binary_name = "/usr/bin/runsc"`, `platform = "systrap"`, `systemd-cgroup = "true"`)
 	has(filepath.Join(c.cniDir(), "10-cumulet.conflist"), `"bridge": "br0"`, `"subnet": "10.1.2.0/24"`, `"mtu": 1400`, `"ipMasqBackend": "nftables"`)
 	has(filepath.Join(c.certsDir(), "127.0.0.1:5000", "hosts.toml"), `server = "http://127.0.0.1:5000"`)
 	has(filepath.Join(c.certsDir(), "hub.example.test", "hosts.toml"), `server = "https://hub.example.test"`, `ca = "/etc/ca.pem"`)
+
+	// Kata's configuration is the operator's, and a drop-in more.
+	has(filepath.Join(c.kataDir("kata"), "configuration.toml"), "# The operator's file", "default_memory = 2048")
+	has(filepath.Join(c.kataDir("kata"), "config.d", "10-own.toml"), "/opt/own/vmlinux")
+	own := filepath.Join(c.kataDir("kata"), "config.d", "zz-cumulet.toml")
+	has(own, "[hypervisor.qemu]", "enable_annotations = ['enable_iommu', 'kernel_params', 'default_memory', 'default_vcpus']", "static_sandbox_resource_mgmt = true")
+	if read, err := sandbox.ReadKataConfig(filepath.Join(c.kataDir("kata"), "configuration.toml")); err != nil || read.Hypervisor != "qemu" ||
+		read.Files["guest kernel"] != "/opt/own/vmlinux" || read.Files["virtiofsd"] == "" || len(read.Annotations) != 4 {
+		t.Errorf("what Kata's shim reads is %+v, %v", read, err)
+	}
+	c.Handlers[2].Kata = sandbox.KataOptions{Cache: 3}
+	if err := c.write(); err != nil {
+		t.Fatal(err)
+	}
+	has(own, "vm_cache_number = 3", "enable_template = false")
 
 	// A registry that is configured no more is talked to as any other.
 	c.Registries, c.Host = nil, &Host{}

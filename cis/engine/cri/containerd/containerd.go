@@ -5,11 +5,13 @@
 // registry. It is not the engine: what happens to an instance is package cri's
 // affair, over the CRI socket that this package names.
 //
-// Instances outlive the daemon and this process. The daemon itself dies with
-// this process, so that the next start is the only owner of its files.
+// Instances outlive the daemon and this process. The daemon outlives a kill of
+// this process, too, and the next start goes on with it: an end of an instance
+// meanwhile is seen when it happens.
 package containerd
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -61,6 +63,9 @@ type Config struct {
 	LogLevel string
 	// Log gets this package's own records. Default: slog.Default().
 	Log *slog.Logger
+	// BeforeStart, if set, is called before each start of containerd, which waits
+	// for it: what containerd forgets at its start can be kept then.
+	BeforeStart func(ctx context.Context)
 }
 
 // Network is the instances' network on this machine: a bridge with NAT to the
@@ -193,6 +198,9 @@ func (n Network) normalize() (Network, error) {
 func (c Config) configFile() string { return filepath.Join(c.Dir, "config", "containerd.toml") }
 func (c Config) handlerFile(name string) string {
 	return filepath.Join(c.Dir, "config", "handler-"+name+".toml")
+}
+func (c Config) kataDir(name string) string {
+	return filepath.Join(c.Dir, "config", "handler-"+name)
 }
 func (c Config) cniDir() string   { return filepath.Join(c.Dir, "config", "cni") }
 func (c Config) certsDir() string { return filepath.Join(c.Dir, "config", "certs.d") }

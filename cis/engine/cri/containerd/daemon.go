@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -22,7 +23,11 @@ import (
 const (
 	logFileBytes = 16 << 20
 	logFilesKept = 3
+	trimEvery    = 30 * time.Second
 )
+
+// lockTimeout is how long Run waits for a process that is just ending.
+const lockTimeout = 10 * time.Second
 
 // Daemon is a containerd to be run by this process. Its methods may be called
 // at any time and from several goroutines, but Run at most once at a time.
@@ -80,28 +85,100 @@ func (d *Daemon) Handlers() []string {
 }
 
 // Run writes the configuration and keeps containerd running until ctx ends.
-// Instances go on without it. It returns nil once containerd is gone, or an
-// error when the configuration cannot be written or containerd not be run.
-func (d *Daemon) Run(ctx context.Context) error {
+// Instances go on without it. A containerd that a killed process has left goes
+// on, if its program and configuration are still the same. It returns nil once
+// containerd is gone, or an error when the configuration cannot be written,
+// containerd not be run, or another process runs it.
+func (d *Daemon) Run(ctx context.Context) (err error) {
+	unlock, err := d.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
 	if err := d.config.write(); err != nil {
 		return fmt.Errorf("write the configuration of containerd: %w", err)
 	}
-	log, err := proc.OpenFile(d.config.logFile(), logFileBytes, logFilesKept)
+	if err := os.MkdirAll(filepath.Dir(d.config.logFile()), 0o755); err != nil {
+		return fmt.Errorf("open the log of containerd: %w", err)
+	}
+	log, err := os.OpenFile(d.config.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("open the log of containerd: %w", err)
 	}
-	child := proc.Child{
-		Name:          "containerd",
-		Path:          d.binary,
-		Args:          []string{"--config", d.config.configFile()},
-		Env:           d.config.environment(),
-		Dir:           d.config.Dir,
-		Log:           d.config.Log,
-		Output:        log,
-		DieWithParent: true,
-		Started:       func(pid int) { d.pid.Store(int64(pid)) },
+	child, err := d.child()
+	if err != nil {
+		return errors.Join(err, log.Close())
 	}
-	return errors.Join(child.Run(ctx), log.Close())
+	child.Output = log
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	trimmed := make(chan struct{})
+	go func() {
+		defer close(trimmed)
+		d.trimLog(ctx)
+	}()
+	err = child.Run(ctx)
+	cancel()
+	<-trimmed
+	return errors.Join(err, log.Close())
+}
+
+func (d *Daemon) child() (proc.Child, error) {
+	version, err := d.config.version()
+	return proc.Child{
+		Name:        "containerd",
+		Path:        d.binary,
+		Args:        []string{"--config", d.config.configFile()},
+		Env:         d.config.environment(),
+		Dir:         d.config.Dir,
+		Log:         d.config.Log,
+		Adopt:       true,
+		Version:     version,
+		BeforeStart: d.config.BeforeStart,
+		Started:     func(pid int) { d.pid.Store(int64(pid)) },
+	}, err
+}
+
+// lock excludes another process that would run the same containerd, or purge it.
+func (d *Daemon) lock(ctx context.Context) (unlock func() error, err error) {
+	if err := os.MkdirAll(d.config.Dir, 0o711); err != nil {
+		return nil, fmt.Errorf("lock containerd: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(d.config.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock containerd: %w", err)
+	}
+	// A killed process's lock ends with it, or with the child that it was just starting.
+	for end := time.Now().Add(lockTimeout); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f.Close, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) || ctx.Err() != nil {
+			return nil, errors.Join(fmt.Errorf("lock containerd: another process runs it, or removes it: %s: %w", f.Name(), err), f.Close())
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// trimLog bounds the log until ctx ends. containerd writes it itself, for it may
+// outlive this process.
+func (d *Daemon) trimLog(ctx context.Context) {
+	tick := time.NewTicker(trimEvery)
+	defer tick.Stop()
+	for {
+		if err := proc.Trim(d.config.logFile(), logFileBytes, logFilesKept); err != nil {
+			d.config.Log.Warn("the log of containerd is not bounded", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // environment is what containerd and so the shims get: where the programs are

@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+
+	"cumulet.io/cis/sandbox"
 )
 
 // Names of the runtime handlers that DetectHandlers finds.
@@ -33,6 +35,8 @@ type Handler struct {
 	// ConfigPath is the runtime's own configuration file, absolute. Kata's; the
 	// one of gVisor is written by this package.
 	ConfigPath string
+	// Kata is the operator's choice beside a Kata configuration.
+	Kata sandbox.KataOptions
 	// Platform is gVisor's way to catch system calls. Default: systrap, which
 	// needs nothing of the machine. kvm hangs on a machine that has /dev/kvm
 	// but no virtualisation in its CPU.
@@ -55,6 +59,11 @@ func DetectHandlers(binDirs []string, kataConfig string) []Handler {
 		found = append(found, Handler{Name: HandlerKata, Type: typeKata, ConfigPath: kataConfig})
 	}
 	return found
+}
+
+// KataHandler is the handler of a Kata configuration file, named by its hypervisor.
+func KataHandler(hypervisor, configPath string, o sandbox.KataOptions) Handler {
+	return Handler{Name: sandbox.KataHandler(hypervisor), Type: typeKata, ConfigPath: configPath, Kata: o}
 }
 
 func have(dirs []string, name string) bool {

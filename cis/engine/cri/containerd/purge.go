@@ -65,7 +65,16 @@ func (d *Daemon) RemoveSandboxes(ctx context.Context) error {
 // Run has returned, and only when nothing is to be kept; RemoveSandboxes before
 // it gives containers their gentle end.
 func (d *Daemon) Purge(ctx context.Context) error {
+	unlock, err := d.lock(ctx)
+	if err != nil {
+		return fmt.Errorf("purge: %w", err)
+	}
 	var errs []error
+	child, err := d.child()
+	if err == nil {
+		err = child.StopOrphans(ctx)
+	}
+	errs = append(errs, err)
 	if err := d.killShims(ctx); err != nil {
 		errs = append(errs, err)
 	}
@@ -81,6 +90,7 @@ func (d *Daemon) Purge(ctx context.Context) error {
 	if err := deleteLink(d.config.Network.Bridge); err != nil {
 		errs = append(errs, err)
 	}
+	errs = append(errs, unlock())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("purge containerd in %s: %w", d.config.Dir, err)
 	}

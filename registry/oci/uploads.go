@@ -1,0 +1,244 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"regexp"
+	"time"
+
+	"github.com/distribution/distribution/v3"
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+
+	"cumulet.io/registry/hubtoken"
+)
+
+// beginUpload answers POST /v2/NAME/blobs/uploads/: a session, a mount, or with a digest alone the whole blob.
+func (r *Registry) beginUpload(w http.ResponseWriter, req *http.Request, rt route) {
+	claims, ctx := hubtoken.FromContext(req.Context()), req.Context()
+	q := req.URL.Query()
+	if req.Method != http.MethodPost || !claims.Allows(hubtoken.TypeRepository, rt.name, "push") || !claims.Allows(hubtoken.TypeRepository, rt.name, "pull") {
+		r.app.ServeHTTP(w, r.withoutDeniedMount(req)) // which refuses it
+		return
+	}
+	if !validName(rt.name) {
+		begin(w)
+		r.fail(w, req, errcode.ErrorCodeNameInvalid.WithMessage("a repository's name is ORG/NAME[/NAME…] of lower-case path components"))
+		return
+	}
+	org := orgOf(rt.name)
+	if err := r.checkBegin(ctx, org, rt.name); err != nil {
+		begin(w)
+		r.noticeRefusal(ctx, org, rt.name, claims.Subject, err)
+		r.problem(w, req, "begin upload", err, errcode.ErrorCodeNameUnknown)
+		return
+	}
+	if q.Get("digest") != "" && q.Get("mount") == "" {
+		begin(w)
+		r.postBlob(w, req, rt, q.Get("digest"))
+		return
+	}
+	r.app.ServeHTTP(w, r.withoutDeniedMount(req))
+}
+
+// postBlob takes a whole blob in one request (distribution specification, "Single POST").
+func (r *Registry) postBlob(w http.ResponseWriter, req *http.Request, rt route, reference string) {
+	dgst, ok := asDigest(reference)
+	if !ok {
+		r.fail(w, req, errcode.ErrorCodeDigestInvalid.WithMessage("digest must be a sha256 or sha512 digest"))
+		return
+	}
+	ctx := req.Context()
+	repo, err := r.repository(ctx, rt.name)
+	if err != nil {
+		r.problem(w, req, "open repository", err, errcode.ErrorCodeNameUnknown)
+		return
+	}
+	counted := &countedBlobs{BlobStore: repo.Blobs(ctx), registry: r, name: rt.name}
+	writer, err := counted.Create(ctx)
+	if err != nil {
+		r.problem(w, req, "begin upload", err, errcode.ErrorCodeBlobUploadUnknown)
+		return
+	}
+	_, err = io.Copy(writer, r.guarded(w, req))
+	if err != nil {
+		err = errcode.ErrorCodeBlobUploadInvalid.WithMessage("the body was not received whole")
+		w.Header().Set("Connection", "close")
+	} else {
+		_, err = writer.Commit(ctx, distribution.Descriptor{Digest: dgst})
+	}
+	if err != nil {
+		_ = writer.Cancel(context.WithoutCancel(ctx)) //nolint:errcheck // what is left is purged after a week
+		var invalid distribution.ErrBlobInvalidDigest
+		var coded errcode.Error
+		switch {
+		case errors.As(err, &invalid):
+			err = errcode.ErrorCodeDigestInvalid.WithMessage("the body has another digest than " + dgst.String())
+		case errors.As(err, &coded):
+			err = coded
+		default:
+			err = r.coded(ctx, "store blob", err, errcode.ErrorCodeBlobUploadUnknown)
+		}
+		r.fail(w, req, err)
+		return
+	}
+	w.Header().Set("Location", "/v2/"+rt.name+"/blobs/"+dgst.String())
+	w.Header().Set("Docker-Content-Digest", dgst.String())
+	w.WriteHeader(http.StatusCreated)
+}
+
+var contentRange = regexp.MustCompile(`^[0-9]{1,18}-[0-9]{1,18}$`)
+
+// continueUpload answers the rest of an upload by the core, which takes for its own fault what is the client's.
+func (r *Registry) continueUpload(w http.ResponseWriter, req *http.Request) {
+	if req.Method == http.MethodPatch || req.Method == http.MethodPut {
+		if cr := req.Header.Get("Content-Range"); cr != "" && !contentRange.MatchString(cr) {
+			begin(w)
+			r.fail(w, req, errcode.ErrorCodeRangeInvalid.WithMessage("Content-Range must be START-END"))
+			return
+		}
+		if ct := req.Header.Get("Content-Type"); req.Method == http.MethodPatch && ct != "" && ct != "application/octet-stream" {
+			begin(w)
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusUnsupportedMediaType)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"BLOB_UPLOAD_INVALID","message":"Content-Type must be application/octet-stream"}]}`+"\n") //nolint:errcheck // the client has gone
+			return
+		}
+		req.Body = r.guarded(w, req)
+	}
+	r.app.ServeHTTP(w, req)
+}
+
+// slowestBytes must come within Config.Patience, again and again.
+const slowestBytes = 32 << 10
+
+// slowGuard cuts off a body that comes so slowly that it holds a connection for its own sake. An upload that is cut off
+// resumes where it was.
+type slowGuard struct {
+	io.ReadCloser
+	control  *http.ResponseController
+	patience time.Duration
+	since    time.Time
+	bytes    int
+}
+
+func (r *Registry) guarded(w http.ResponseWriter, req *http.Request) io.ReadCloser {
+	return &slowGuard{ReadCloser: req.Body, control: http.NewResponseController(w), patience: r.cfg.Patience, bytes: slowestBytes}
+}
+
+// Read implements io.Reader.
+func (g *slowGuard) Read(p []byte) (int, error) {
+	if g.bytes >= slowestBytes {
+		g.bytes = 0
+		if now := time.Now(); now.Sub(g.since) > g.patience/8 {
+			g.since = now
+			_ = g.control.SetReadDeadline(now.Add(g.patience)) //nolint:errcheck // a recorder has no connection
+		}
+	}
+	n, err := g.ReadCloser.Read(p)
+	g.bytes += n
+	if errors.Is(err, io.EOF) {
+		_ = g.control.SetReadDeadline(time.Time{}) //nolint:errcheck // as above
+	}
+	return n, err
+}
+
+// withoutDeniedMount turns a mount from a repository that the token may not pull into a plain upload, which is the
+// specification's answer (202) of a registry that cannot mount: it tells nothing of the source, and clients go on.
+func (r *Registry) withoutDeniedMount(req *http.Request) *http.Request {
+	q := req.URL.Query()
+	from := q.Get("from")
+	if req.Method != http.MethodPost || from == "" || hubtoken.FromContext(req.Context()).Allows(hubtoken.TypeRepository, from, "pull") {
+		return req
+	}
+	if state, ok := req.Context().Value(stateKey{}).(authState); !ok || state != tokenGood {
+		return req // the challenge asks for both repositories
+	}
+	q.Del("from")
+	q.Del("mount")
+	out := req.Clone(req.Context())
+	out.URL.RawQuery = q.Encode()
+	out.RequestURI = out.URL.RequestURI()
+	return out
+}
+
+// countedRepository counts what is uploaded or mounted through the core's handlers.
+type countedRepository struct {
+	distribution.Repository
+	registry *Registry
+}
+
+// Blobs implements distribution.Repository.
+func (c *countedRepository) Blobs(ctx context.Context) distribution.BlobStore {
+	return &countedBlobs{BlobStore: c.Repository.Blobs(ctx), registry: c.registry, name: c.Named().Name()}
+}
+
+type countedBlobs struct {
+	distribution.BlobStore
+	registry *Registry
+	name     string
+}
+
+// Create implements distribution.BlobIngester.
+func (b *countedBlobs) Create(ctx context.Context, options ...distribution.BlobCreateOption) (distribution.BlobWriter, error) {
+	w, err := b.BlobStore.Create(ctx, options...)
+	var mounted distribution.ErrBlobMounted
+	if errors.As(err, &mounted) {
+		// The manifest that needs it is refused where there is no room.
+		if cerr := b.registry.mounted(ctx, b.name, mounted.Descriptor); cerr != nil {
+			return nil, cerr
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &countedWriter{BlobWriter: w, blobs: b}, nil
+}
+
+// Resume implements distribution.BlobIngester.
+func (b *countedBlobs) Resume(ctx context.Context, id string) (distribution.BlobWriter, error) {
+	w, err := b.BlobStore.Resume(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return &countedWriter{BlobWriter: w, blobs: b}, nil
+}
+
+type countedWriter struct {
+	distribution.BlobWriter
+	blobs *countedBlobs
+}
+
+// Commit implements distribution.BlobWriter: room is asked for before, the blob counted after it is there under its
+// canonical digest. The descriptor has the digest that was asked for, which the repository knows it by, too.
+func (w *countedWriter) Commit(ctx context.Context, provisional distribution.Descriptor) (distribution.Descriptor, error) {
+	r, name := w.blobs.registry, w.blobs.name
+	if _, ok := asDigest(provisional.Digest.String()); !ok {
+		return distribution.Descriptor{}, errcode.ErrorCodeDigestInvalid.WithMessage("digest must be a sha256 or sha512 digest")
+	}
+	org := orgOf(name)
+	refuse := func(err error) error {
+		r.noticeRefusal(ctx, org, name, hubtoken.FromContext(ctx).Subject, err)
+		return r.coded(ctx, "count upload", err, errcode.ErrorCodeBlobUploadUnknown)
+	}
+	quota, err := r.quota(ctx, org)
+	if err != nil {
+		return distribution.Descriptor{}, refuse(err)
+	}
+	if err := r.checkUpload(ctx, org, quota, provisional.Digest, w.Size()); err != nil {
+		return distribution.Descriptor{}, refuse(err)
+	}
+	desc, err := w.BlobWriter.Commit(ctx, provisional)
+	if err != nil {
+		return desc, err
+	}
+	r.links.forget(name, provisional.Digest)
+	if quota.Bytes > 0 {
+		if err := r.cfg.Index.Uploaded(ctx, org, desc.Digest, desc.Size, quota.Bytes); err != nil {
+			return distribution.Descriptor{}, refuse(err)
+		}
+	}
+	desc.Digest = provisional.Digest
+	return desc, nil
+}
