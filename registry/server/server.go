@@ -22,7 +22,9 @@ import (
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
+	"cumulet.io/registry/charts"
 	"cumulet.io/registry/directory"
+	"cumulet.io/registry/files"
 	"cumulet.io/registry/gos"
 	"cumulet.io/registry/gos/driver"
 	"cumulet.io/registry/hubtoken"
@@ -30,6 +32,7 @@ import (
 	"cumulet.io/registry/oci"
 	"cumulet.io/registry/token"
 	"cumulet.io/registry/webhook"
+	"cumulet.io/registry/weblogin"
 )
 
 // Config is for New. DB, Dir and PublicURL are required.
@@ -69,6 +72,8 @@ type Config struct {
 	TrustedProxies []netip.Prefix
 	// Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
 	Patience time.Duration
+	// OIDC is the OpenID provider with which people may log in; nil is none.
+	OIDC *weblogin.Provider
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -85,7 +90,14 @@ type Server struct {
 	storage   *gos.Region
 	images    *oci.Registry
 	webhooks  *webhook.Service
-	mux       *http.ServeMux
+	logins    *weblogin.Service // nil without an OpenID provider
+	files     *files.Store
+	charts    *charts.Store
+	// content serves files and charts: apart from the mux, which would send odd paths elsewhere.
+	content http.Handler
+	// base is the public URL without path.
+	base string
+	mux  *http.ServeMux
 }
 
 // New opens the registry: schema, keys, accounts, storage. It starts no listener.
@@ -115,7 +127,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 		cfg.Logger = slog.Default()
 	}
 	oci.BridgeLogs(cfg.Logger)
-	s := &Server{cfg: cfg, issuer: cmp.Or(cfg.Issuer, base)}
+	s := &Server{cfg: cfg, issuer: cmp.Or(cfg.Issuer, base), base: base}
 
 	if s.keys, err = hubtoken.OpenKeys(hubtoken.KeysConfig{Path: filepath.Join(cfg.Dir, "keys", "hubtoken.json"), Algorithm: cfg.KeyAlgorithm}); err != nil {
 		return nil, err
@@ -140,9 +152,15 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if err := s.directory.Bootstrap(ctx, cfg.Bootstrap); err != nil {
 		return nil, err
 	}
+	if cfg.OIDC != nil {
+		s.logins, err = weblogin.New(weblogin.Config{Directory: s.directory, Provider: *cfg.OIDC, PublicURL: base, Auditor: s.directory, Logger: cfg.Logger})
+		if err != nil {
+			return nil, err
+		}
+	}
 	s.tokens, err = token.New(token.Config{Directory: s.directory, Offline: s.directory, Verifier: s.verifier,
 		Issuer: hubtoken.NewIssuer(s.keys, s.issuer), Hosts: append([]string{public.Host}, cfg.Hosts...), TTL: cfg.TokenTTL,
-		Auditor: s.directory, Logger: cfg.Logger})
+		Devices: s.directory, Auditor: s.directory, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -153,8 +171,11 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if s.storage, err = openStorage(ctx, cfg); err != nil {
 		return nil, err
 	}
+	if err := s.openContent(ctx, outbox); err != nil {
+		return nil, errors.Join(err, s.storage.Close())
+	}
 	driver.Register()
-	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: s.directory,
+	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: imageQuotas{s},
 		Auditor: s.directory, Blobs: s.storage, Patience: cfg.Patience, Realm: base + "/token", Service: public.Host,
 		Driver: driver.Name, Parameters: map[string]any{driver.ParameterRegion: s.storage},
 		SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"), Outbox: outbox, Logger: cfg.Logger})
@@ -169,6 +190,11 @@ func (s *Server) routes() {
 	s.mux = http.NewServeMux()
 	s.mux.Handle("/v2/", gos.Unavailable(s.images))
 	s.tokens.Register(s.mux)
+	if s.logins != nil {
+		s.logins.Register(s.mux)
+	} else {
+		s.mux.HandleFunc("POST /token/device", func(w http.ResponseWriter, _ *http.Request) { problem.Write(w, noProvider()) })
+	}
 	s.mux.HandleFunc("GET /.well-known/jwks.json", s.jwks)
 	s.mux.HandleFunc("GET /v1/openapi/registry.yaml", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/yaml")
@@ -198,11 +224,16 @@ func (s *Server) routes() {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	actor := registry.Actor{Address: clientAddress(r, s.cfg.TrustedProxies)} // who it is comes with the token
-	s.mux.ServeHTTP(w, r.WithContext(registry.WithActor(r.Context(), actor)))
+	r = r.WithContext(registry.WithActor(r.Context(), actor))
+	if strings.HasPrefix(r.URL.Path, files.Prefix) || strings.HasPrefix(r.URL.Path, charts.Prefix) {
+		s.content.ServeHTTP(w, r)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
 }
 
 // Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), its storage
-// (see gos.Region.Run), its images (see oci.Registry.Run), and its webhooks, which it sends.
+// (see gos.Region.Run), its images (see oci.Registry.Run), its files, and its webhooks, which it sends.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.rotate(ctx) })
@@ -210,6 +241,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.storage.Run(ctx) })
 	group.Go(func() error { return s.images.Run(ctx) })
 	group.Go(func() error { return s.webhooks.Run(ctx) })
+	group.Go(func() error { return s.files.Run(ctx) })
 	return group.Wait()
 }
 
