@@ -36,7 +36,7 @@ func joinGroups(b *testing.B) groups {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			b.Skipf("processor time cannot be counted here: %v", err)
 		}
-		b.Cleanup(func() { _ = os.Remove(dir) })
+		b.Cleanup(func() { removeGroup(name) })
 	}
 	move := func(to string) error {
 		return os.WriteFile(filepath.Join(g.mount, to, "cgroup.procs"), fmt.Append(nil, os.Getpid()), 0o600)
@@ -50,6 +50,19 @@ func joinGroups(b *testing.B) groups {
 		}
 	})
 	return g
+}
+
+// removeGroup removes an empty cgroup from every hierarchy: the runtimes make theirs below it in each.
+func removeGroup(name string) {
+	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		dirs, err := filepath.Glob(filepath.Join(pattern, name))
+		if err != nil {
+			continue
+		}
+		for _, dir := range dirs {
+			_ = os.Remove(dir) //nolint:errcheck // one that is not empty stays
+		}
+	}
 }
 
 // seconds is the processor time of cgroups since they were made; one that is not there has used none.
