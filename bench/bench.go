@@ -55,7 +55,7 @@ func (c *rawCRI) start(ctx context.Context, name, handler, image string, pull bo
 	}
 	cfg := &rt.PodSandboxConfig{
 		Metadata: &rt.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name}, Hostname: name, LogDirectory: dir,
-		Linux: &rt.LinuxPodSandboxConfig{CgroupParent: "/bench/pod" + name, SecurityContext: &rt.LinuxSandboxSecurityContext{NamespaceOptions: &rt.NamespaceOption{},
+		Linux: &rt.LinuxPodSandboxConfig{CgroupParent: "/" + groupRaw + "/pod" + name, SecurityContext: &rt.LinuxSandboxSecurityContext{NamespaceOptions: &rt.NamespaceOption{},
 			Seccomp: &rt.SecurityProfile{ProfileType: rt.SecurityProfile_RuntimeDefault}}},
 	}
 	sandbox, err := c.runtime.RunPodSandbox(ctx, &rt.RunPodSandboxRequest{Config: cfg, RuntimeHandler: handler})
@@ -99,6 +99,10 @@ func (c *rawCRI) forget(ctx context.Context, repository string) error {
 	return nil
 }
 
+// look is how often a log file is looked for. What is measured does not depend on it, for the process in the container
+// writes when it began; but looking costs processor time, which is counted.
+const look = 25 * time.Millisecond
+
 // stamp waits for the first line of a CRI log file, the demo workload's own nanosecond of its beginning.
 func stamp(ctx context.Context, log string) (time.Time, error) {
 	for {
@@ -113,29 +117,9 @@ func stamp(ctx context.Context, log string) (time.Time, error) {
 		select {
 		case <-ctx.Done():
 			return time.Time{}, fmt.Errorf("%s: no line: %w", log, ctx.Err())
-		case <-time.After(5 * time.Millisecond):
+		case <-time.After(look):
 		}
 	}
-}
-
-// cpuSeconds is what all processors of the machine have worked since boot (proc(5), /proc/stat).
-func cpuSeconds() (float64, error) {
-	data, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, err
-	}
-	line, _, _ := strings.Cut(string(data), "\n")
-	var busy float64
-	for i, f := range strings.Fields(line)[1:] {
-		v, err := strconv.ParseFloat(f, 64)
-		if err != nil {
-			return 0, err
-		}
-		if i < 8 && i != 3 && i != 4 { // all but idle, iowait and the guests' double count
-			busy += v
-		}
-	}
-	return busy / 100, nil // USER_HZ
 }
 
 // median of durations in milliseconds.

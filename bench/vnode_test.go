@@ -26,7 +26,7 @@ import (
 func BenchmarkVirtualNode(b *testing.B) {
 	const n, workers, rounds = 500, 16, 3
 	p := platform.Start(b, platform.Options{Kubernetes: true, Engine: "memory", Set: []string{"log.level=info", "kubelet.clusterDNS=[127.0.0.1]"}})
-	cs := client(b, p.Kubeconfig)
+	cs := kubeClient(b, p.Kubeconfig)
 	ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
 	defer cancel()
 	node, err := firstNode(ctx, cs)

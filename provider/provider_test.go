@@ -51,6 +51,8 @@ type rig struct {
 	p       *provider.Provider
 	events  *events
 	stop    func()
+	// reconcile is how often the provider lists.
+	reconcile time.Duration
 }
 
 // faults is the service with faults between it and the provider.
@@ -151,7 +153,7 @@ func (e *events) count(part string) (n int) {
 func newRig(t *testing.T, objects ...runtime.Object) *rig {
 	t.Helper()
 	s := testservice.Start(t)
-	return &rig{t: t, client: fake.NewClientset(objects...), service: s, faults: &faults{Service: s}, events: &events{}}
+	return &rig{t: t, client: fake.NewClientset(objects...), service: s, faults: &faults{Service: s}, events: &events{}, reconcile: 100 * time.Millisecond}
 }
 
 func (r *rig) up() {
@@ -167,7 +169,7 @@ func (r *rig) up() {
 	informer := pods.Core().V1().Pods().Informer()
 	p, err := provider.New(provider.Config{
 		Node: "vnode", Org: org, Orgs: map[string]string{"theirs": "other"}, Services: parts, Client: r.client, Pods: informer,
-		Builder: podspec.New(podspec.Settings{Node: "vnode"}, resolver), Recorder: r.events, Workers: 4, Reconcile: 100 * time.Millisecond,
+		Builder: podspec.New(podspec.Settings{Node: "vnode"}, resolver), Recorder: r.events, Workers: 4, Reconcile: r.reconcile,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {

@@ -24,6 +24,8 @@ type work struct {
 	// written and annotated are the status and the annotations that our last write left.
 	written   *corev1.PodStatus
 	annotated map[string]string
+	// writtenAt is when.
+	writtenAt time.Time
 	// stopping says that the end was asked for, and grace with how many seconds (-1: the spec's).
 	stopping bool
 	grace    int64
@@ -83,7 +85,7 @@ func (p *Provider) sync(ctx context.Context, uid types.UID) (again time.Duration
 func (p *Provider) keep(ctx context.Context, v *view) (time.Duration, error) {
 	in := v.instance
 	base := v.worker.base(v.pod)
-	if again := holdBack(base, in, time.Now()); again > 0 {
+	if again := holdBack(base, in, v.worker.writtenAt, time.Now()); again > 0 {
 		return again, nil
 	}
 	if err := p.write(ctx, v, podStatus(v.pod, base, in, time.Now()), annotations(in)); err != nil {
@@ -100,15 +102,23 @@ func (p *Provider) keep(ctx context.Context, v *view) (time.Duration, error) {
 	return p.refresh(ctx, v)
 }
 
-// startupQuiet is how long the status of an instance that only starts is held back.
-const startupQuiet = 500 * time.Millisecond
+// While an instance starts without trouble, its first status is held back for startupQuiet and a next one for startupEvery:
+// most run within that time, and one write then tells all.
+const (
+	startupQuiet = 500 * time.Millisecond
+	startupEvery = 2 * time.Second
+)
 
-// holdBack says for how long nothing is to be written of an instance that has just been made and that starts without
-// trouble: most run within that time, and one write then tells all.
-func holdBack(base *corev1.PodStatus, in *cis.Instance, now time.Time) time.Duration {
-	left := in.CreatedAt.Add(startupQuiet).Sub(now)
+// holdBack says for how long nothing is to be written of an instance that starts without trouble. written is when its last
+// status was written by this process, zero for never.
+func holdBack(base *corev1.PodStatus, in *cis.Instance, written, now time.Time) time.Duration {
+	since, quiet := in.CreatedAt, startupQuiet
+	if base.StartTime != nil {
+		since, quiet = written, startupEvery
+	}
+	left := since.Add(quiet).Sub(now)
 	st := &in.Status
-	if left <= 0 || left > startupQuiet || st.Phase != cis.Pending && st.Phase != cis.Starting || base.StartTime != nil {
+	if left <= 0 || left > quiet || st.Phase != cis.Pending && st.Phase != cis.Starting {
 		return 0
 	}
 	for _, list := range [][]corev1.ContainerStatus{st.InitContainers, st.Containers} {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
@@ -81,7 +82,7 @@ func (p *Provider) write(ctx context.Context, v *view, status corev1.PodStatus, 
 	case err != nil:
 		return fmt.Errorf("write the pod's status: %w", err)
 	}
-	w.written, w.annotated = &after.Status, maps.Clone(notes)
+	w.written, w.annotated, w.writtenAt = &after.Status, maps.Clone(notes), time.Now()
 	return nil
 }
 

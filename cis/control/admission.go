@@ -167,7 +167,8 @@ func (c *Control) Sandboxes(ctx context.Context) (*cis.Sandboxes, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &cis.Sandboxes{Region: c.cfg.Region, Node: c.cfg.Node, Available: slices.Clone(h.classes), Unavailable: map[cis.SandboxClass]string{}}
+	out := &cis.Sandboxes{Region: c.cfg.Region, Node: c.cfg.Node, Available: slices.Clone(h.classes), Unavailable: map[cis.SandboxClass]string{},
+		Capacity: cis.Capacity{Instances: h.capacity.Instances, MilliCPU: h.capacity.MilliCPU, MemoryMiB: h.capacity.MemoryBytes >> 20, EphemeralDiskMiB: h.capacity.EphemeralDisk >> 20}}
 	if out.Available == nil {
 		out.Available = []cis.SandboxClass{}
 	}

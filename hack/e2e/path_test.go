@@ -74,6 +74,9 @@ func TestWholePath(t *testing.T) {
 			t.Errorf("the exit code of a failing command: %v", err)
 		}
 	})
+	for _, name := range []string{"web", "plain"} {
+		t.Run("terminal of "+name, func(t *testing.T) { terminal(t, p, name) })
+	}
 	t.Run("port-forward", func(t *testing.T) { portForward(t, p) })
 	t.Run("stats", func(t *testing.T) {
 		testenv.Eventually(t, 30*time.Second, func() error {

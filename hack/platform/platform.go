@@ -48,6 +48,8 @@ type Platform struct {
 	Kubeconfig string
 	// Bin has cis and cisd.
 	Bin string
+	// Cgroup is the name of the cgroup of all instances, with the engine cri.
+	Cgroup string
 
 	t    testing.TB
 	args []string
@@ -114,6 +116,7 @@ func Start(t testing.TB, o Options) *Platform {
 	set = append(set, "control.engine="+o.Engine)
 	if o.Engine == "cri" {
 		network := testenv.Network(t)
+		p.Cgroup = "cumulet-" + network.Bridge
 		set = append(set, "control.cri.binDir="+filepath.Dir(testenv.Tool(t, "containerd")), "control.cri.pauseImage="+testenv.Image(t, "pause"),
 			"control.cri.bridge="+network.Bridge, "control.cri.subnet="+network.Subnet.String(), "control.cri.allowRuncDefault=true", "control.cri.cpu=1000", "control.cri.memoryGiB=1000")
 		testenv.Tool(t, "filebeat")

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,11 +19,13 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"cumulet.io/cis"
 	"cumulet.io/internal/testenv"
 	"cumulet.io/provider/internal/testservice"
 )
@@ -36,6 +39,29 @@ type cluster struct {
 	cancel  context.CancelFunc
 	done    chan error
 	node    *Node
+	pods    atomic.Int64 // the capacity of where instances run
+}
+
+// place stands for the instance service.
+func (c *cluster) place(context.Context) (*cis.Sandboxes, error) {
+	return &cis.Sandboxes{Capacity: cis.Capacity{Instances: c.pods.Load(), MilliCPU: 7500, MemoryMiB: 4096}}, nil
+}
+
+// capacity waits for the capacity that the scheduler sees.
+func (c *cluster) capacity(pods int64) {
+	c.t.Helper()
+	c.eventually(func(ctx context.Context) error {
+		n, err := c.client.CoreV1().Nodes().Get(ctx, c.NodeName, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for _, all := range []corev1.ResourceList{n.Status.Capacity, n.Status.Allocatable} {
+			if all.Pods().Value() != pods || all.Cpu().MilliValue() != 7500 || all.Memory().Value() != 4<<30 {
+				return fmt.Errorf("capacity %v, allocatable %v", n.Status.Capacity, n.Status.Allocatable)
+			}
+		}
+		return nil
+	})
 }
 
 const patience = 60 * time.Second
@@ -53,6 +79,7 @@ func newCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{ClusterEnv: env, t: t, client: client, service: testservice.Start(t)}
+	c.pods.Store(111)
 	t.Cleanup(c.down)
 	return c
 }
@@ -63,7 +90,7 @@ func (c *cluster) up() {
 	n, err := New(Config{
 		Name: c.NodeName, Org: "acme", Kubeconfig: c.KubeletKubeconfig, Services: c.service.Parts(),
 		Listen: "127.0.0.1:0", Address: "127.0.0.1", CertFile: c.NodeCertFile, KeyFile: c.NodeKeyFile, ClientCAFile: c.NodeCAFile,
-		ClusterDNS: []string{"198.18.0.10"}, Reconcile: time.Second, Logger: log,
+		ClusterDNS: []string{"198.18.0.10"}, Reconcile: time.Second, Logger: log, Place: c.place,
 	})
 	if err != nil {
 		c.t.Fatal(err)
@@ -253,6 +280,8 @@ func TestCluster(t *testing.T) {
 			_, err := c.client.CoordinationV1().Leases("kube-node-lease").Get(ctx, c.NodeName, metav1.GetOptions{})
 			return err
 		})
+		c.capacity(111)
+		c.pods.Store(222) // seen at the end
 	})
 	t.Run("pod", func(t *testing.T) {
 		c.t = t
@@ -523,4 +552,27 @@ func TestCluster(t *testing.T) {
 			t.Errorf("gone after %v", d)
 		}
 	})
+	t.Run("capacity", func(t *testing.T) {
+		c.t = t
+		c.capacity(222)
+	})
+}
+
+func TestCapacity(t *testing.T) {
+	cpu := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("3")}
+	for _, tt := range []struct {
+		name       string
+		configured corev1.ResourceList
+		place      cis.Capacity
+		want       string
+	}{
+		{"nothing is known", nil, cis.Capacity{}, "1k 4Ti 100Ti 5k"},
+		{"the place's", nil, cis.Capacity{Instances: 250, MilliCPU: 2000, MemoryMiB: 1024, EphemeralDiskMiB: 2048}, "2 1Gi 2Gi 250"},
+		{"the configured goes first", cpu, cis.Capacity{MilliCPU: 2000, MemoryMiB: 1024}, "3 1Gi 100Ti 5k"},
+	} {
+		c := capacity(tt.configured, tt.place)
+		if got := fmt.Sprint(c.Cpu(), " ", c.Memory(), " ", c.StorageEphemeral(), " ", c.Pods()); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
 }

@@ -8,17 +8,21 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/virtual-kubelet/virtual-kubelet/node"
 	"github.com/virtual-kubelet/virtual-kubelet/node/nodeutil"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/retry"
+
+	"cumulet.io/cis"
 )
 
 const (
@@ -35,7 +39,7 @@ const (
 	troubleAfter = 30 * time.Second
 )
 
-// DefaultCapacity is large, since the container instance service and not the node says what there is room for.
+// DefaultCapacity is of what nobody bounds.
 func DefaultCapacity() corev1.ResourceList {
 	return corev1.ResourceList{
 		corev1.ResourceCPU: resource.MustParse("1000"), corev1.ResourceMemory: resource.MustParse("4Ti"),
@@ -43,14 +47,56 @@ func DefaultCapacity() corev1.ResourceList {
 	}
 }
 
-func withDefaults(c corev1.ResourceList) corev1.ResourceList {
+// capacity is what is configured, else what the place of the instances has, else the default.
+func capacity(configured corev1.ResourceList, place cis.Capacity) corev1.ResourceList {
 	all := DefaultCapacity()
-	for name, q := range c {
+	for name, q := range map[corev1.ResourceName]*resource.Quantity{
+		corev1.ResourceCPU:              resource.NewMilliQuantity(place.MilliCPU, resource.DecimalSI),
+		corev1.ResourceMemory:           resource.NewQuantity(place.MemoryMiB<<20, resource.BinarySI),
+		corev1.ResourceEphemeralStorage: resource.NewQuantity(place.EphemeralDiskMiB<<20, resource.BinarySI),
+		corev1.ResourcePods:             resource.NewQuantity(place.Instances, resource.DecimalSI),
+	} {
+		if q.Sign() > 0 {
+			all[name] = *q
+		}
+	}
+	for name, q := range configured {
 		if !q.IsZero() {
 			all[name] = q
 		}
 	}
 	return all
+}
+
+// placeTimeout bounds one question for the capacity.
+const placeTimeout = 5 * time.Second
+
+// currentCapacity asks for the capacity.
+func (n *Node) currentCapacity(ctx context.Context) (corev1.ResourceList, error) {
+	if n.cfg.Place == nil {
+		return capacity(n.cfg.Capacity, cis.Capacity{}), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, placeTimeout)
+	defer cancel()
+	place, err := n.cfg.Place(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("capacity of the instance service: %w", err)
+	}
+	return capacity(n.cfg.Capacity, place.Capacity), nil
+}
+
+// firstCapacity is the node's at its start: the service's, what the node had when that does not answer yet, or the default.
+func (n *Node) firstCapacity(ctx context.Context) corev1.ResourceList {
+	now, err := n.currentCapacity(ctx)
+	if err == nil {
+		return now
+	}
+	n.log.WarnContext(ctx, "the node's capacity is not known yet", "error", err)
+	have, err := n.beat.CoreV1().Nodes().Get(ctx, n.cfg.Name, metav1.GetOptions{})
+	if err == nil && len(have.Status.Capacity) > 0 {
+		return have.Status.Capacity
+	}
+	return capacity(n.cfg.Capacity, cis.Capacity{})
 }
 
 func taint() corev1.Taint {
@@ -84,6 +130,7 @@ func (n *Node) object(ctx context.Context) (*corev1.Node, error) {
 	if !n.cfg.NoTaint {
 		taints = []corev1.Taint{taint()}
 	}
+	room := n.firstCapacity(ctx)
 	port := 0
 	if a, ok := n.Addr().(*net.TCPAddr); ok {
 		port = a.Port
@@ -95,8 +142,8 @@ func (n *Node) object(ctx context.Context) (*corev1.Node, error) {
 			NodeInfo:        corev1.NodeSystemInfo{KubeletVersion: version, OperatingSystem: "linux", Architecture: runtime.GOARCH, ContainerRuntimeVersion: "cumulet://1", MachineID: n.cfg.Name},
 			Addresses:       []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.cfg.Address}, {Type: corev1.NodeHostName, Address: n.cfg.Name}},
 			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: int32(port)}}, //nolint:gosec // a port
-			Capacity:        n.cfg.Capacity.DeepCopy(),
-			Allocatable:     n.cfg.Capacity.DeepCopy(),
+			Capacity:        room,
+			Allocatable:     room.DeepCopy(),
 			Conditions:      nodeConditions(nil, time.Now()),
 		},
 	}, nil
@@ -131,13 +178,15 @@ func (n *Node) register(ctx context.Context, object *corev1.Node, podsListed cac
 		return stopped(ctx, err)
 	}
 	status := &statusProvider{}
+	var latest atomic.Pointer[corev1.Node] // as it is now; the library keeps the object that it was given
+	latest.Store(object)
 	controller, err := node.NewNodeController(status, object, n.beat.CoreV1().Nodes(),
 		node.WithNodeEnableLeaseV1(nodeutil.NodeLeaseV1Client(n.beat), node.DefaultLeaseDuration),
 		node.WithNodeStatusUpdateErrorHandler(func(ctx context.Context, err error) error {
 			if !apierrors.IsNotFound(err) {
 				return err
 			}
-			fresh := object.DeepCopy() // someone has deleted the node; it comes back as at the start
+			fresh := latest.Load().DeepCopy() // someone has deleted the node; it comes back as at the start
 			fresh.ResourceVersion, fresh.UID = "", ""
 			_, err = n.beat.CoreV1().Nodes().Create(ctx, fresh, metav1.CreateOptions{})
 			return err
@@ -155,13 +204,13 @@ func (n *Node) register(ctx context.Context, object *corev1.Node, podsListed cac
 		case <-ctx.Done():
 			return nil
 		}
-		return n.watchOver(ctx, object, status, trouble)
+		return n.watchOver(ctx, &latest, status, trouble)
 	})
 	return g.Wait()
 }
 
-// watchOver keeps the taint, and shows when the container instance service is out of reach.
-func (n *Node) watchOver(ctx context.Context, object *corev1.Node, status *statusProvider, trouble func() (error, time.Time)) error {
+// watchOver keeps the taint and the capacity, and shows when the container instance service is out of reach.
+func (n *Node) watchOver(ctx context.Context, latest *atomic.Pointer[corev1.Node], status *statusProvider, trouble func() (error, time.Time)) error {
 	shown := false
 	tick := time.NewTicker(statusEvery)
 	defer tick.Stop()
@@ -175,15 +224,21 @@ func (n *Node) watchOver(ctx context.Context, object *corev1.Node, status *statu
 			}
 			err, since := trouble()
 			bad := err != nil && now.Sub(since) >= troubleAfter
-			if bad == shown {
+			next := latest.Load().DeepCopy()
+			room, cerr := n.currentCapacity(ctx)
+			if cerr != nil {
+				room = next.Status.Capacity // what was last known
+			}
+			if bad == shown && apiequality.Semantic.DeepEqual(room, next.Status.Capacity) {
 				continue
 			}
 			shown = bad
 			if !bad {
 				err = nil
 			}
-			next := object.DeepCopy()
+			next.Status.Capacity, next.Status.Allocatable = room, room.DeepCopy()
 			next.Status.Conditions = nodeConditions(err, now)
+			latest.Store(next.DeepCopy())
 			status.push(ctx, next)
 		}
 	}

@@ -50,8 +50,10 @@ type Config struct {
 	// process's life. ClientCAFile has the certificates that clients' are checked by; without it only tokens are accepted.
 	CertFile, KeyFile, ClientCAFile string
 
-	// Capacity is what the scheduler may place here; what is missing has a default (DefaultCapacity).
+	// Capacity is what the scheduler may place here. What is missing follows Place, which tells what there is where instances
+	// run and may be nil; what both leave open has a default (DefaultCapacity).
 	Capacity corev1.ResourceList
+	Place    func(context.Context) (*cis.Sandboxes, error)
 	// Labels are added to the node's own. NoTaint leaves the node without the provider's taint.
 	Labels  map[string]string
 	NoTaint bool
@@ -117,7 +119,6 @@ func New(cfg Config) (*Node, error) {
 	if cfg.QPS <= 0 {
 		cfg.QPS = defaultQPS
 	}
-	cfg.Capacity = withDefaults(cfg.Capacity)
 	n := &Node{cfg: cfg, log: cfg.Logger.With("node", cfg.Name), ready: make(chan struct{})}
 	if err := n.connect(); err != nil {
 		return nil, fmt.Errorf("vnode: %w", err)

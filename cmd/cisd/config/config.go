@@ -6,16 +6,19 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"gopkg.in/yaml.v3"
 
+	"cumulet.io/cis"
 	"cumulet.io/internal/strictyaml"
 )
 
@@ -125,8 +128,10 @@ type Control struct {
 	Database string `yaml:"database"`
 	// Engine is cri, or memory (runs nothing; for trying out and benchmarks).
 	Engine string `yaml:"engine"`
-	// Quota is per org; zero fields mean no limit.
+	// Quota is each org's that OrgQuotas does not name; zero fields mean no limit.
 	Quota Quota `yaml:"quota"`
+	// OrgQuotas are the quotas of single orgs, whole: a field that one leaves out is no limit.
+	OrgQuotas map[string]Quota `yaml:"orgQuotas"`
 	// AllowPrivileged lets instances of class runc be privileged, which is root on this machine.
 	AllowPrivileged bool `yaml:"allowPrivileged"`
 	// Sandbox is the least isolation.
@@ -143,6 +148,17 @@ type Quota struct {
 	Instances int64 `yaml:"instances"`
 	CPU       int64 `yaml:"cpu"`
 	MemoryGiB int64 `yaml:"memoryGiB"`
+}
+
+// maxQuota keeps the conversion to smaller units within an int64, and is more than any place has.
+const maxQuota = 1 << 40
+
+func (q Quota) check(key string, bad func(key, format string, args ...any)) {
+	for name, v := range map[string]int64{"instances": q.Instances, "cpu": q.CPU, "memoryGiB": q.MemoryGiB} {
+		if v < 0 || v > maxQuota {
+			bad(key+"."+name, "must be 0 (no limit) to %d, not %d", int64(maxQuota), v)
+		}
+	}
 }
 
 // CRI is the engine on one machine.
@@ -230,7 +246,7 @@ type Kubelet struct {
 	ClusterDomain string   `yaml:"clusterDomain"`
 	// Workers sync pods at a time.
 	Workers int `yaml:"workers"`
-	// CPU, MemoryGiB and Pods are the capacity shown to the scheduler; 0 means the engine's.
+	// CPU, MemoryGiB and Pods are the capacity shown to the scheduler; 0 means what the instance service says.
 	CPU       int64 `yaml:"cpu"`
 	MemoryGiB int64 `yaml:"memoryGiB"`
 	Pods      int64 `yaml:"pods"`
@@ -362,6 +378,13 @@ func (c *Config) check() error {
 	if c.Control.Engine != "cri" && c.Control.Engine != "memory" {
 		bad("control.engine", "must be cri or memory, not %q", c.Control.Engine)
 	}
+	for _, org := range slices.Sorted(maps.Keys(c.Control.OrgQuotas)) {
+		if err := cis.ValidateOrg(org); err != nil {
+			bad("control.orgQuotas", "%q is not the name of an org", org)
+		}
+		c.Control.OrgQuotas[org].check("control.orgQuotas."+org, bad)
+	}
+	c.Control.Quota.check("control.quota", bad)
 	if c.Tracing.SampleRatio < 0 || c.Tracing.SampleRatio > 1 {
 		bad("tracing.sampleRatio", "must be from 0 to 1, not %v", c.Tracing.SampleRatio)
 	}

@@ -31,6 +31,15 @@ func TestLoad(t *testing.T) {
 				return c.Registry.Listen == "127.0.0.1:3" && c.Logs.RetentionDays == 3 && c.Billing.Interval.Seconds() == 5
 			}},
 		{name: "list by flag", set: []string{"kubelet.clusterDNS=[10.96.0.10]"}, ok: func(c *Config) bool { return c.Kubelet.ClusterDNS[0] == "10.96.0.10" }},
+		{name: "quotas", yaml: "control: {quota: {instances: 5}, orgQuotas: {acme: {cpu: 16}}}", ok: func(c *Config) bool {
+			return c.Control.Quota.Instances == 5 && c.Control.OrgQuotas["acme"] == Quota{CPU: 16}
+		}},
+		{name: "quota by flag", set: []string{"control.orgQuotas={acme: {instances: 1}}", "control.orgQuotas.big.memoryGiB=9"}, ok: func(c *Config) bool {
+			return c.Control.OrgQuotas["acme"].Instances == 1 && c.Control.OrgQuotas["big"].MemoryGiB == 9
+		}},
+		{name: "quota of no org", yaml: "control: {orgQuotas: {Acme Inc: {cpu: 16}}}", want: `control.orgQuotas: "Acme Inc" is not the name of an org`},
+		{name: "negative quota", yaml: "control: {orgQuotas: {acme: {cpu: -1}}}", want: "control.orgQuotas.acme.cpu: must be 0 (no limit) to"},
+		{name: "misspelt quota", yaml: "control: {orgQuotas: {acme: {cpus: 1}}}", want: `did you mean "cpu"?`},
 		{name: "unknown key", yaml: "registry:\n  listn: x\n", want: `cisd.yaml:2:3: unknown key "registry.listn"; did you mean "listen"?`},
 		{name: "unknown flag key", set: []string{"registry.listn=x"}, want: `did you mean "listen"?`},
 		{name: "no equals", set: []string{"registry.listen"}, want: "write key=value"},

@@ -17,6 +17,7 @@ import (
 	"cumulet.io/cis/engine"
 	"cumulet.io/cis/engine/memory"
 	"cumulet.io/cis/server"
+	"cumulet.io/cmd/cisd/config"
 	"cumulet.io/internal/httpserve"
 	logsclient "cumulet.io/logs/client"
 	"cumulet.io/registry/hubtoken"
@@ -55,11 +56,15 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
+	orgQuotas := map[string]control.Quota{}
+	for org, q := range c.OrgQuotas {
+		orgQuotas[org] = quota(q)
+	}
 	service, err := control.New(control.Config{
 		Store: records, NewEngine: place.engine, Region: p.cfg.Node.Region, Node: p.cfg.Node.Name,
 		AllowPrivileged: c.AllowPrivileged, Sandbox: sandboxPolicy(c.Sandbox),
 		KeepEnded: time.Duration(c.KeepEndedDays) * 24 * time.Hour,
-		Quota:     control.Quota{Instances: c.Quota.Instances, MilliCPU: c.Quota.CPU * 1000, MemoryMiB: c.Quota.MemoryGiB << 10},
+		Quota:     quota(c.Quota), OrgQuota: orgQuotas,
 		Logs: func(ctx context.Context, org, id string, req cis.LogRequest) (io.ReadCloser, error) {
 			return stored.Logs(ctx, org, id, req)
 		},
@@ -127,4 +132,8 @@ func (p *process) place(ctx context.Context, log *slog.Logger) (*place, error) {
 		return p.criPlace(ctx, log)
 	}
 	return nil, errors.New("control.engine: must be cri or memory")
+}
+
+func quota(q config.Quota) control.Quota {
+	return control.Quota{Instances: q.Instances, MilliCPU: q.CPU * 1000, MemoryMiB: q.MemoryGiB << 10}
 }

@@ -37,7 +37,7 @@ func (p *process) kubelet(context.Context) ([]part, error) {
 			PortForwarder: service, StatsReader: service},
 		Listen: c.Listen, Address: p.cfg.Node.Address,
 		CertFile: c.CertFile, KeyFile: c.KeyFile, ClientCAFile: c.ClientCAFile,
-		Capacity: p.capacity(), ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain, HostDNS: resolver,
+		Capacity: p.capacity(), Place: service.Sandboxes, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain, HostDNS: resolver,
 		Workers: c.Workers, Logger: log,
 	})
 	if err != nil {
@@ -51,7 +51,7 @@ func (p *process) kubelet(context.Context) ([]part, error) {
 	}}}, nil
 }
 
-// capacity is what is configured of the node's capacity; the rest has the virtual node's defaults.
+// capacity is what is configured of the node's capacity; the rest is what the instance service says.
 func (p *process) capacity() corev1.ResourceList {
 	list := corev1.ResourceList{}
 	set := func(name corev1.ResourceName, n int64, unit string) {

@@ -3,6 +3,7 @@
 //	app serve [--addr :8080]     answers HTTP with who and where it is, logs each request and a tick a second
 //	app work --lines N           prints N numbered lines and ends (a Job)
 //	app env NAME…                prints environment variables and ends
+//	app size                     prints the terminal's rows and columns, and again when they change
 //	app stamp                    prints the nanosecond in which it began, then sleeps: what start benchmarks measure
 //
 // It is not part of the product.
@@ -57,8 +58,10 @@ func run(args []string) error {
 			fmt.Printf("%s=%s\n", name, os.Getenv(name))
 		}
 		return nil
+	case "size":
+		return size(ctx)
 	}
-	return fmt.Errorf("unknown command %q: serve, work or env", args[0])
+	return fmt.Errorf("unknown command %q: serve, work, env or size", args[0])
 }
 
 // work prints numbered lines, so that a reader of the log sees at once whether one is missing, doubled or out of order.
