@@ -146,6 +146,10 @@ func TestKata(t *testing.T) {
 		if name := p.exec(main, "hostname"); name != "one" {
 			t.Errorf("hostname %q", name)
 		}
+		// Nothing of the agent's: its own streams and the directory it lists.
+		if fds := p.exec(main, "ls", "/proc/self/fd"); fds != "0\n1\n2\n3" {
+			t.Errorf("a process has the file descriptors %q", fds)
+		}
 	})
 	t.Run("network", func(t *testing.T) { p.network(t, env, main) })
 	t.Run("volumes", func(t *testing.T) { p.volumes(t) })

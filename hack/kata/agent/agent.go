@@ -78,7 +78,8 @@ func (a *Agent) Recover(ctx context.Context, u ttrpc.Unmarshaler, info *ttrpc.Un
 		}
 	}()
 	resp, err = m(ctx, u)
-	if err != nil && status.Code(err) != codes.OutOfRange {
+	// The end of a stream, and of an input, are no failures.
+	if c := status.Code(err); err != nil && c != codes.OutOfRange && c != codes.Aborted {
 		a.log.Warn("request failed", "method", info.FullMethod, "error", err)
 	}
 	return resp, err

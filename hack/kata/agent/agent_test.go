@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -163,6 +164,25 @@ func TestReadAfterDeadline(t *testing.T) {
 	}
 	if _, err := p.read(r, 100); status.Code(err) != codes.OutOfRange {
 		t.Errorf("silence: %v", err)
+	}
+}
+
+// What a process says after the end of its input is read, too: the shim must not
+// take CloseStdin for a success (see there).
+func TestCloseStdin(t *testing.T) {
+	in, stdin, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	p := &process{stdin: stdin, exited: make(chan struct{})}
+	c := &container{id: "c", procs: map[string]*process{"e": p}}
+	a := &Agent{containers: map[string]*container{"c": c}, log: slog.New(slog.DiscardHandler)}
+	if _, err := a.CloseStdin(t.Context(), &pb.CloseStdinRequest{ContainerId: "c", ExecId: "e"}); status.Code(err) != codes.Aborted {
+		t.Errorf("close: %v", err)
+	}
+	if n, err := in.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("the process reads %d bytes, %v", n, err)
 	}
 }
 

@@ -27,18 +27,22 @@ const (
 // what comes to a file, until ctx ends. Of several services one does; when it
 // ends another takes over.
 func ServeSyslog(ctx context.Context, file string) error {
-	lock, err := os.OpenFile(syslogLock, os.O_CREATE|os.O_RDWR, 0o600)
+	return serveSyslogAt(ctx, syslogSocket, syslogLock, file)
+}
+
+func serveSyslogAt(ctx context.Context, socket, lockFile, file string) error {
+	lock, err := os.OpenFile(lockFile, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
 	for {
-		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			break
+		mine, err := mayServe(ctx, lock, socket)
+		if err != nil {
+			return err
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("lock %s: %w", syslogLock, err)
+		if mine {
+			return serveSyslog(ctx, lock, socket, file)
 		}
 		select {
 		case <-time.After(handOver / 10):
@@ -46,27 +50,52 @@ func ServeSyslog(ctx context.Context, file string) error {
 			return nil
 		}
 	}
-	if c, err := (&net.Dialer{}).DialContext(ctx, "unixgram", syslogSocket); err == nil {
-		c.Close() // the machine's own
-		<-ctx.Done()
-		return nil
-	}
-	return serveSyslog(ctx, lock, file)
 }
 
-func serveSyslog(ctx context.Context, lock *os.File, file string) error {
+// mayServe is whether this service is the one to serve: it has the lock, and
+// behind the socket there is nobody, or a service that is ending and has left
+// the socket's number in the lock.
+func mayServe(ctx context.Context, lock *os.File, socket string) (bool, error) {
+	err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	c, err := (&net.Dialer{}).DialContext(ctx, "unixgram", socket)
+	if err != nil {
+		return ctx.Err() == nil, nil
+	}
+	c.Close()
+	var st unix.Stat_t
+	if err := unix.Stat(socket, &st); err != nil {
+		return true, nil
+	}
+	former, err := os.ReadFile(lock.Name())
+	return err == nil && string(former) == fmt.Sprint(st.Ino), nil
+}
+
+func serveSyslog(ctx context.Context, lock *os.File, socket, file string) error {
 	out, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	defer out.Close()
-	at := fmt.Sprintf("%s.%d", syslogSocket, os.Getpid())
+	at := fmt.Sprintf("%s.%d", socket, os.Getpid())
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: at, Net: "unixgram"})
 	if err != nil {
 		return err
 	}
 	var ours unix.Stat_t
-	if err := errors.Join(unix.Stat(at, &ours), os.Rename(at, syslogSocket)); err != nil {
+	err = unix.Stat(at, &ours)
+	if err == nil {
+		err = os.WriteFile(lock.Name(), []byte(fmt.Sprint(ours.Ino)), 0o600)
+	}
+	if err == nil {
+		err = os.Rename(at, socket)
+	}
+	if err != nil {
 		l.Close()
 		return err
 	}
@@ -89,8 +118,8 @@ func serveSyslog(ctx context.Context, lock *os.File, file string) error {
 		}
 	}
 	var now unix.Stat_t
-	if err := unix.Stat(syslogSocket, &now); err == nil && now.Ino == ours.Ino && now.Dev == ours.Dev {
-		return os.Remove(syslogSocket)
+	if err := unix.Stat(socket, &now); err == nil && now.Ino == ours.Ino && now.Dev == ours.Dev {
+		return os.Remove(socket)
 	}
 	return nil
 }

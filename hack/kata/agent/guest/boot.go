@@ -103,11 +103,11 @@ func newRoot() error {
 // openConsole makes the serial line, which the host keeps in a file, the output
 // of this process, and /dev/null its input.
 func openConsole() error {
-	null, err := unix.Open("/dev/null", unix.O_RDWR, 0)
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open /dev/null: %w", err)
 	}
-	out, err := unix.Open("/dev/console", unix.O_WRONLY|unix.O_NOCTTY, 0)
+	out, err := unix.Open("/dev/console", unix.O_WRONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		out = null
 	}
