@@ -189,9 +189,9 @@ func (r *Registry) readManifest(w http.ResponseWriter, req *http.Request) ([]byt
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(r.cfg.Patience)) //nolint:errcheck // a recorder has no connection
 	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxManifestBytes))
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) //nolint:errcheck // as above
-	var max *http.MaxBytesError
+	var above *http.MaxBytesError
 	switch {
-	case errors.As(err, &max):
+	case errors.As(err, &above):
 		tooLarge()
 		return nil, false
 	case err != nil:
