@@ -88,7 +88,52 @@ func (p *Provider) ObjectChanged(kind, namespace, name string) {
 	}
 }
 
-// GetPods gives the kubelet API the pods that are known. Instances whose pods are not known are left out;
+// CreatePod implements node.PodLifecycleHandler. It only wakes the pod's worker, and never fails: the library would make a
+// pod whose creation fails Failed for good.
+func (p *Provider) CreatePod(_ context.Context, pod *corev1.Pod) error {
+	p.queue.Add(pod.UID)
+	return nil
+}
+
+// UpdatePod implements node.PodLifecycleHandler, as CreatePod does.
+func (p *Provider) UpdatePod(_ context.Context, pod *corev1.Pod) error {
+	p.queue.Add(pod.UID)
+	return nil
+}
+
+// DeletePod implements node.PodLifecycleHandler. The pod's own deletion time, which the informer has brought, tells the
+// worker what to do. It is not-found for a pod that is not known, be another of its name known or not.
+func (p *Provider) DeletePod(_ context.Context, pod *corev1.Pod) error {
+	p.mu.Lock()
+	t := p.pods[pod.UID]
+	p.mu.Unlock()
+	if t == nil {
+		return asErrdefs(problem.New(problem.ErrNotFound, "pod %s/%s is not known", pod.Namespace, pod.Name))
+	}
+	p.queue.Add(pod.UID)
+	return nil
+}
+
+// GetPod implements node.PodLifecycleHandler: the pod that has the name now. It is not-found while only a predecessor of
+// that name is still ending.
+func (p *Provider) GetPod(_ context.Context, namespace, name string) (*corev1.Pod, error) {
+	v, err := p.named(namespace, name)
+	if err != nil {
+		return nil, asErrdefs(err)
+	}
+	return v.pod.DeepCopy(), nil
+}
+
+// GetPodStatus implements node.PodLifecycleHandler.
+func (p *Provider) GetPodStatus(ctx context.Context, namespace, name string) (*corev1.PodStatus, error) {
+	pod, err := p.GetPod(ctx, namespace, name)
+	if err != nil {
+		return nil, err
+	}
+	return &pod.Status, nil
+}
+
+// GetPods implements node.PodLifecycleHandler: the pods that are known. Instances whose pods are not known are left out;
 // finding those that nobody wants is reconciliation's.
 func (p *Provider) GetPods(context.Context) ([]*corev1.Pod, error) {
 	p.mu.Lock()
@@ -101,6 +146,11 @@ func (p *Provider) GetPods(context.Context) ([]*corev1.Pod, error) {
 	}
 	return all, nil
 }
+
+// NotifyPods implements node.PodNotifier, so that the library does not poll. The provider does not use its callback: the
+// library would write back the whole pod, other people's labels as they once were included. Package provider writes
+// statuses itself, as patches (write.go).
+func (p *Provider) NotifyPods(context.Context, func(*corev1.Pod)) {}
 
 // named gives the pod that has a name now.
 func (p *Provider) named(namespace, name string) (view, error) {

@@ -2,7 +2,7 @@
 // bound to the node becomes an instance, what becomes of the instance is written on the pod, and the end of either ends
 // the other.
 //
-// It implements the functions of virtual-kubelet's kubelet API. It is level-triggered: every
+// It implements virtual-kubelet's PodLifecycleHandler and the functions of its kubelet API. It is level-triggered: every
 // change of a pod, an instance or a referenced object only marks the pod's UID, and one worker at a time looks at all
 // that is known of that UID and does what is missing. The node itself is package vnode's, the turning of a pod into a spec
 // package podspec's. It knows the container instance service by the interfaces of package cis only.

@@ -420,7 +420,15 @@ func TestGraceAndRemoval(t *testing.T) {
 		}
 		return nil
 	})
+	// What the library does when it thinks that the pod is over, has no effect before it is.
 	uid := pod.UID
+	pods := r.p.PodClient(r.client.CoreV1()).Pods("shop")
+	if err := pods.Delete(context.Background(), "slow", metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.get("slow"); err != nil {
+		t.Fatalf("the pod went before its instance: %v", err)
+	}
 	r.eventually(func() error {
 		if _, err := r.get("slow"); !apierrors.IsNotFound(err) {
 			return fmt.Errorf("still there: %v", err)

@@ -19,7 +19,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/retry"
 
 	"cumulet.io/cis"
@@ -169,9 +168,11 @@ func nodeConditions(trouble error, now time.Time) []corev1.NodeCondition {
 	}
 }
 
-// register registers the node when its pods have been listed, and keeps its object, lease and taint until ctx ends.
-func (n *Node) register(ctx context.Context, object *corev1.Node, podsListed cache.InformerSynced, trouble func() (error, time.Time)) error {
-	if !cache.WaitForCacheSync(ctx.Done(), podsListed) {
+// register registers the node when the pod controller is ready, and keeps its object, lease and taint until ctx ends.
+func (n *Node) register(ctx context.Context, object *corev1.Node, podsReady <-chan struct{}, trouble func() (error, time.Time)) error {
+	select {
+	case <-podsReady:
+	case <-ctx.Done():
 		return nil
 	}
 	if err := n.ensureTaint(ctx); err != nil { // before the node is Ready again: an old one may have lost its taint

@@ -1,6 +1,6 @@
-// Package vnode is a virtual node of a Kubernetes cluster: its Node object, lease and taint, the informer that gives a
-// provider its pods, and the kubelet's HTTPS API. It wires virtual-kubelet's node controller and kubelet API with clients and
-// informers of its own; virtual-kubelet's pod controller is not used (docs/decisions/0006). What becomes of a pod is package provider's.
+// Package vnode is a virtual node of a Kubernetes cluster: its Node object, lease and taint, the pod controller that gives a
+// provider its pods, and the kubelet's HTTPS API. It wires virtual-kubelet's controllers with clients, limiters and informers
+// of its own. What becomes of a pod is package provider's.
 package vnode
 
 import (
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/virtual-kubelet/virtual-kubelet/log"
+	"github.com/virtual-kubelet/virtual-kubelet/node"
 	"github.com/virtual-kubelet/virtual-kubelet/node/nodeutil"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
 
 	"cumulet.io/cis"
 	"cumulet.io/provider"
@@ -206,6 +208,17 @@ func (n *Node) Run(ctx context.Context) error {
 			return fmt.Errorf("vnode: watch %ss: %w", kind, err)
 		}
 	}
+	podController, err := node.NewPodController(node.PodControllerConfig{
+		PodClient: p.PodClient(n.client.CoreV1()), PodInformer: provider.PodInformer(pods.Core().V1().Pods()), Provider: p,
+		EventRecorder:     &record.FakeRecorder{}, // the provider's events say all that the library's do
+		ConfigMapInformer: core.ConfigMaps(), SecretInformer: core.Secrets(), ServiceInformer: core.Services(),
+		SyncPodsFromKubernetesRateLimiter: limiter(), DeletePodsFromKubernetesRateLimiter: limiter(), SyncPodStatusFromProviderRateLimiter: limiter(),
+		SkipDownwardAPIResolution: true,
+	})
+	if err != nil {
+		return fmt.Errorf("vnode: pod controller: %w", err)
+	}
+
 	g, ctx := errgroup.WithContext(ctx)
 	defer pods.Shutdown()
 	defer objects.Shutdown()
@@ -218,7 +231,8 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.serve(ctx, p, pods.Core().V1().Pods().Lister()) })
 	g.Go(func() error { return n.clientCA.run(ctx) })
 	g.Go(func() error { return p.Run(ctx) })
-	g.Go(func() error { return n.register(ctx, object, pods.Core().V1().Pods().Informer().HasSynced, p.Trouble) })
+	g.Go(func() error { return podController.Run(ctx, n.cfg.Workers) })
+	g.Go(func() error { return n.register(ctx, object, podController.Ready(), p.Trouble) })
 	pods.Start(ctx.Done())
 	return stopped(ctx, g.Wait())
 }
@@ -229,6 +243,11 @@ func stopped(ctx context.Context, err error) error {
 		return nil
 	}
 	return err
+}
+
+// limiter gives retries a backoff, and first tries no delay: the library's default admits ten a second.
+func limiter() workqueue.TypedRateLimiter[any] {
+	return workqueue.NewTypedItemExponentialFailureRateLimiter[any](time.Millisecond, 10*time.Second)
 }
 
 // HostResolver reads the resolver configuration of this machine, for Config.HostDNS where instances run on it.
