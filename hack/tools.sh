@@ -5,8 +5,9 @@
 #
 #   hack/tools.sh              everything
 #   hack/tools.sh NAME...      some of: debian-runtime debian-test containerd
-#                              cni gvisor devcluster filebeat versitygw helm lint
-#                              images debian-kata kata-shim kata
+#                              cni gvisor devcluster filebeat versitygw
+#                              oidcprovider helm lint images debian-kata kata-shim kata,
+#                              and for the benchmarks alone: distribution
 #   hack/tools.sh --print-bin  print the directory of the built binaries
 #   hack/tools.sh --print-cache
 #                              print the cache directory
@@ -30,7 +31,9 @@ set -euo pipefail
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$hack")
 cache=${CUMULET_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/cumulet}
-all=(debian-runtime containerd cni gvisor devcluster filebeat versitygw helm debian-test images debian-kata kata-shim kata lint)
+all=(debian-runtime containerd cni gvisor devcluster filebeat versitygw oidcprovider helm debian-test images debian-kata kata-shim kata lint)
+# What the benchmarks measure against; everything is not these.
+bench=(distribution)
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 die() { printf 'tools.sh: %s\n' "$*" >&2; exit 1; }
@@ -55,6 +58,7 @@ packages() {
 	debian-test) cat <<-'EOF' ;;
 		postgresql      /usr/lib/postgresql/*/bin/initdb
 		podman          podman
+		buildah         buildah
 		git             git
 		gcc             gcc
 		libc6-dev       /usr/include/stdlib.h
@@ -126,8 +130,10 @@ version_of() {
 	filebeat) module=github.com/elastic/beats/v7 ;;
 	helm) module=helm.sh/helm/v4 ;;
 	versitygw) module=github.com/versity/versitygw ;;
+	oidcprovider) module=github.com/zitadel/oidc/v3 ;;
 	lint) module=github.com/golangci/golangci-lint/v2 ;;
 	kata | kata-shim) module=github.com/kata-containers/kata-containers/src/runtime ;;
+	distribution) module=github.com/distribution/distribution/v3 ;;
 	images) echo v1 && return ;;
 	*) die "unknown tool $1; known: ${all[*]}" ;;
 	esac
@@ -261,6 +267,18 @@ build_kata() {
 build_versitygw() {
 	cd "$hack/versitygw"
 	go_build "$1" -ldflags "-s -w" tool
+}
+
+# distribution is the peer of the registry's benchmarks: its own server.
+build_distribution() {
+	cd "$hack/distribution"
+	go_build "$1" -ldflags "-s -w" tool
+	mv "$1/registry" "$1/distribution-registry"
+}
+
+build_oidcprovider() {
+	cd "$hack/oidcprovider"
+	go_build "$1" -ldflags "-s -w" .
 }
 
 build_lint() {
@@ -406,7 +424,7 @@ for arg in "$@"; do
 	-h | --help) usage && exit ;;
 	-*) die "unknown option $arg (see --help)" ;;
 	*)
-		[[ " ${all[*]} " == *" $arg "* ]] || die "unknown tool $arg; known: ${all[*]}"
+		[[ " ${all[*]} ${bench[*]} " == *" $arg "* ]] || die "unknown tool $arg; known: ${all[*]} ${bench[*]}"
 		names+=("$arg")
 		;;
 	esac

@@ -103,3 +103,14 @@ type APIKeySecret struct {
 	APIKey
 	Key string `json:"key"`
 }
+
+// DeviceAuthorization tells how a person finishes a login in a browser (RFC 8628, section 3.2).
+type DeviceAuthorization struct {
+	DeviceCode              string `json:"device_code"`
+	UserCode                string `json:"user_code"`
+	VerificationURI         string `json:"verification_uri"`
+	VerificationURIComplete string `json:"verification_uri_complete"`
+	// ExpiresIn and Interval are in seconds.
+	ExpiresIn int `json:"expires_in"`
+	Interval  int `json:"interval"`
+}

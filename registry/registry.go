@@ -179,6 +179,18 @@ type APIKey struct {
 	Created time.Time `json:"created"`
 }
 
+// Identity is who a person is at an OpenID provider.
+type Identity struct {
+	// Issuer is the provider, Subject the person there, who never changes.
+	Issuer  string `json:"issuer"`
+	Subject string `json:"subject"`
+	Account string `json:"account"`
+	// Email is what the provider said when it was linked; nothing is decided by it.
+	Email   string    `json:"email,omitempty"`
+	Created time.Time `json:"created"`
+	Used    time.Time `json:"used,omitzero"`
+}
+
 // Login is a proven identity with the bounds of what proved it.
 type Login struct {
 	Account

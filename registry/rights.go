@@ -53,10 +53,9 @@ func (r *Rights) Org(name string) []string {
 	return ordered(may, RoleOwner.OrgActions())
 }
 
-// Belongs tells whether the rights come from an org: by role, grant or scope.
+// Belongs tells whether it is an org's own: a member or a robot, not one who has a grant alone.
 func (r *Rights) Belongs(org string) bool {
-	return r.Roles[org].Valid() || slices.ContainsFunc(r.Grants, func(g Grant) bool { return g.Org == org }) ||
-		slices.ContainsFunc(r.Scopes, func(s Scope) bool { return s.Org() == org })
+	return r.Roles[org].Valid() || slices.ContainsFunc(r.Scopes, func(s Scope) bool { return s.Org() == org })
 }
 
 // scoped gives the actions of all scopes that are for a resource.

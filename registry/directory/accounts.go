@@ -157,6 +157,7 @@ func (s *Store) UpdateAccount(ctx context.Context, name string, p AccountPatch) 
 		if err != nil {
 			return err
 		}
+		before := *a
 		if p.Disabled != nil {
 			a.Disabled = *p.Disabled
 			e.Detail["disabled"] = fmt.Sprint(a.Disabled)
@@ -177,7 +178,7 @@ func (s *Store) UpdateAccount(ctx context.Context, name string, p AccountPatch) 
 				return err
 			}
 		}
-		return s.anAdminRemains(ctx, tx)
+		return s.anAdminRemains(ctx, tx, before)
 	})
 	if err != nil {
 		return nil, err
@@ -198,16 +199,17 @@ func (s *Store) lockAccount(ctx context.Context, tx *sql.Tx, name string) (*regi
 // admins counts the people who administer the platform.
 const admins = `SELECT count(*) FROM registry_accounts WHERE kind = 'person' AND disabled = 0 AND (',' || platform || ',') LIKE '%,admin,%'`
 
-func (s *Store) anAdminRemains(ctx context.Context, tx *sql.Tx) error {
-	var all, left int
-	// Where there is none at all, there is none to lose.
-	if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM registry_accounts WHERE (',' || platform || ',') LIKE '%,admin,%'`).Scan(&all); err != nil {
-		return fmt.Errorf("count administrators: %w", err)
+// anAdminRemains tells by its error whether a change has taken the platform's last administrator; before is the account
+// as it was.
+func (s *Store) anAdminRemains(ctx context.Context, tx *sql.Tx, before registry.Account) error {
+	if before.Disabled || !slices.Contains(before.Platform, "admin") {
+		return nil
 	}
+	var left int
 	if err := tx.QueryRowContext(ctx, admins).Scan(&left); err != nil {
 		return fmt.Errorf("count administrators: %w", err)
 	}
-	if all > 0 && left == 0 {
+	if left == 0 {
 		return problem.New(problem.ErrConflict, "the platform would have no administrator")
 	}
 	return nil
@@ -231,20 +233,12 @@ func (s *Store) DeleteAccount(ctx context.Context, name string) error {
 		if !errors.Is(err, sql.ErrNoRows) {
 			return fmt.Errorf("delete account: %w", err)
 		}
-		if slices.Contains(a.Platform, "admin") {
-			if _, err := tx.ExecContext(ctx, s.db.Q(`UPDATE registry_accounts SET disabled = 1 WHERE name = ?`), name); err != nil {
-				return fmt.Errorf("delete account: %w", err)
-			}
-			if err := s.anAdminRemains(ctx, tx); err != nil {
-				return err
-			}
-		}
 		for _, statement := range []string{`DELETE FROM registry_grants WHERE subject = 'account/' || ?`, `DELETE FROM registry_accounts WHERE name = ?`} {
 			if _, err := tx.ExecContext(ctx, s.db.Q(statement), name); err != nil {
 				return fmt.Errorf("delete account: %w", err)
 			}
 		}
-		return nil
+		return s.anAdminRemains(ctx, tx, *a)
 	})
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -12,15 +11,8 @@ import (
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb/sqldbtest"
-	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
 )
-
-// eachDatabase runs f on an empty directory of either dialect.
-func eachDatabase(t *testing.T, f func(t *testing.T, dsn string)) {
-	t.Run("sqlite", func(t *testing.T) { f(t, "sqlite:"+filepath.Join(t.TempDir(), "d.db")) })
-	t.Run("postgres", func(t *testing.T) { f(t, testenv.Postgres(t)) })
-}
 
 // outbox collects events, or fails.
 type outbox struct {
@@ -71,81 +63,78 @@ func entries(t *testing.T, s *Store, f AuditFilter) []string {
 	return out
 }
 
-func TestAudit(t *testing.T) {
-	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
-		dsn := empty(t)
-		clk := &clock{t: time.Date(2026, 3, 1, 0, 0, 0, 1, time.UTC)}
-		s := openStore(t, sqldbtest.Open(t, dsn), clk.now)
-		ctx := t.Context()
-		put := func(e registry.AuditEntry) {
-			t.Helper()
-			if err := s.Audit(ctx, e); err != nil {
-				t.Fatal(err)
-			}
-			clk.advance(time.Second)
-		}
-		put(registry.AuditEntry{Org: "acme", Actor: "ann", Address: "10.0.0.1", Action: "repository.delete", Target: "acme/web", Detail: map[string]string{"k": "v"}})
-		put(registry.AuditEntry{Org: "acme", Actor: "bob", Action: "repository.visibility", Target: "acme/web-2"})
-		put(registry.AuditEntry{Org: "acme", Actor: "bob", Action: "repositoryx", Target: "acme/%"})
-		put(registry.AuditEntry{Org: "beta", Actor: "ann", Action: "member.set", Target: "account/x"})
-		put(registry.AuditEntry{Actor: "eve\x00\xff", Action: "login", Target: strings.Repeat("ü", 1000), Denied: true, Detail: map[string]string{"reason": "wrong password"}})
-		yes, no := true, false
-		start := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
-		for name, tc := range map[string]struct {
-			f    AuditFilter
-			want int
-		}{
-			"org":            {AuditFilter{Org: "acme"}, 3},
-			"all":            {AuditFilter{All: true}, 5},
-			"actor":          {AuditFilter{All: true, Actor: "ann"}, 2},
-			"noun":           {AuditFilter{All: true, Action: "repository"}, 2},
-			"action":         {AuditFilter{All: true, Action: "repository.delete"}, 1},
-			"no wildcard":    {AuditFilter{All: true, Action: "repo%"}, 0},
-			"target":         {AuditFilter{All: true, Target: "acme/web"}, 1},
-			"target prefix":  {AuditFilter{All: true, Target: "acme/web*"}, 2},
-			"target percent": {AuditFilter{All: true, Target: "acme/%*"}, 1},
-			"denied":         {AuditFilter{All: true, Denied: &yes}, 1},
-			"changes":        {AuditFilter{All: true, Denied: &no}, 4},
-			"since":          {AuditFilter{All: true, Since: start.Add(2 * time.Second)}, 3},
-			"until":          {AuditFilter{All: true, Until: start.Add(2 * time.Second)}, 2},
-			"bytes":          {AuditFilter{All: true, Actor: "\x00\xff"}, 0},
-		} {
-			if got := entries(t, s, tc.f); len(got) != tc.want {
-				t.Errorf("%s: %d entries %q, want %d", name, len(got), got, tc.want)
-			}
-		}
-		if _, err := s.AuditLog(ctx, AuditFilter{}); !errors.Is(err, problem.ErrInvalid) {
-			t.Errorf("no org: %v", err)
-		}
-		// Pages meet each entry once, newest first, while others are added.
-		var got []string
-		f := AuditFilter{All: true, Limit: 2}
-		for {
-			page, err := s.AuditLog(ctx, f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, e := range page {
-				got = append(got, e.Action)
-				f.Before = e.ID
-			}
-			if len(page) < 2 {
-				break
-			}
-			put(registry.AuditEntry{Org: "acme", Action: "later"})
-		}
-		if want := "login member.set repositoryx repository.visibility repository.delete"; strings.Join(got, " ") != want {
-			t.Errorf("pages = %v, want %s", got, want)
-		}
-		clk.advance(366 * 24 * time.Hour)
-		put(registry.AuditEntry{Org: "acme", Action: "new"})
-		if err := s.Housekeep(ctx); err != nil {
+func testAudit(t *testing.T, dsn string) {
+	clk := &clock{t: time.Date(2026, 3, 1, 0, 0, 0, 1, time.UTC)}
+	s := openStore(t, sqldbtest.Open(t, dsn), clk.now)
+	ctx := t.Context()
+	put := func(e registry.AuditEntry) {
+		t.Helper()
+		if err := s.Audit(ctx, e); err != nil {
 			t.Fatal(err)
 		}
-		if got := entries(t, s, AuditFilter{All: true}); len(got) != 1 {
-			t.Errorf("after a year: %q", got)
+		clk.advance(time.Second)
+	}
+	put(registry.AuditEntry{Org: "acme", Actor: "ann", Address: "10.0.0.1", Action: "repository.delete", Target: "acme/web", Detail: map[string]string{"k": "v"}})
+	put(registry.AuditEntry{Org: "acme", Actor: "bob", Action: "repository.visibility", Target: "acme/web-2"})
+	put(registry.AuditEntry{Org: "acme", Actor: "bob", Action: "repositoryx", Target: "acme/%"})
+	put(registry.AuditEntry{Org: "beta", Actor: "ann", Action: "member.set", Target: "account/x"})
+	put(registry.AuditEntry{Actor: "eve\x00\xff", Action: "login", Target: strings.Repeat("ü", 1000), Denied: true, Detail: map[string]string{"reason": "wrong password"}})
+	yes, no := true, false
+	start := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	for name, tc := range map[string]struct {
+		f    AuditFilter
+		want int
+	}{
+		"org":            {AuditFilter{Org: "acme"}, 3},
+		"all":            {AuditFilter{All: true}, 5},
+		"actor":          {AuditFilter{All: true, Actor: "ann"}, 2},
+		"noun":           {AuditFilter{All: true, Action: "repository"}, 2},
+		"action":         {AuditFilter{All: true, Action: "repository.delete"}, 1},
+		"no wildcard":    {AuditFilter{All: true, Action: "repo%"}, 0},
+		"target":         {AuditFilter{All: true, Target: "acme/web"}, 1},
+		"target prefix":  {AuditFilter{All: true, Target: "acme/web*"}, 2},
+		"target percent": {AuditFilter{All: true, Target: "acme/%*"}, 1},
+		"denied":         {AuditFilter{All: true, Denied: &yes}, 1},
+		"changes":        {AuditFilter{All: true, Denied: &no}, 4},
+		"since":          {AuditFilter{All: true, Since: start.Add(2 * time.Second)}, 3},
+		"until":          {AuditFilter{All: true, Until: start.Add(2 * time.Second)}, 2},
+		"bytes":          {AuditFilter{All: true, Actor: "\x00\xff"}, 0},
+	} {
+		if got := entries(t, s, tc.f); len(got) != tc.want {
+			t.Errorf("%s: %d entries %q, want %d", name, len(got), got, tc.want)
 		}
-	})
+	}
+	if _, err := s.AuditLog(ctx, AuditFilter{}); !errors.Is(err, problem.ErrInvalid) {
+		t.Errorf("no org: %v", err)
+	}
+	// Pages meet each entry once, newest first, while others are added.
+	var got []string
+	f := AuditFilter{All: true, Limit: 2}
+	for {
+		page, err := s.AuditLog(ctx, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range page {
+			got = append(got, e.Action)
+			f.Before = e.ID
+		}
+		if len(page) < 2 {
+			break
+		}
+		put(registry.AuditEntry{Org: "acme", Action: "later"})
+	}
+	if want := "login member.set repositoryx repository.visibility repository.delete"; strings.Join(got, " ") != want {
+		t.Errorf("pages = %v, want %s", got, want)
+	}
+	clk.advance(366 * 24 * time.Hour)
+	put(registry.AuditEntry{Org: "acme", Action: "new"})
+	if err := s.Housekeep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := entries(t, s, AuditFilter{All: true}); len(got) != 1 {
+		t.Errorf("after a year: %q", got)
+	}
 }
 
 // A guesser writes little, whatever it tries, and what it did can be told all the same.
@@ -207,47 +196,44 @@ func TestDenialsAreBounded(t *testing.T) {
 	}
 }
 
-func TestQuota(t *testing.T) {
-	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
-		dsn := empty(t)
-		s, err := Open(t.Context(), sqldbtest.Open(t, dsn), Config{Cost: cheap(), Quota: registry.Quota{Bytes: 7}})
-		if err != nil {
+func testQuota(t *testing.T, dsn string) {
+	s, err := Open(t.Context(), sqldbtest.Open(t, dsn), Config{Cost: cheap(), Quota: registry.Quota{Bytes: 7}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	if err := s.CreateAccount(ctx, registry.Account{Name: "ann", Kind: registry.Person}, "pass-of-ann"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CreateOrg(ctx, "acme", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	is := func(want registry.Quota) {
+		t.Helper()
+		if got, err := s.Quota(ctx, "acme"); err != nil || got != want {
+			t.Errorf("quota = %+v, %v, want %+v", got, err, want)
+		}
+	}
+	is(registry.Quota{Bytes: 7})
+	for _, q := range []registry.Quota{{Bytes: 1 << 40, Repositories: 3}, {}, {Repositories: 1}} {
+		if err := s.SetQuota(ctx, "acme", &q); err != nil {
 			t.Fatal(err)
 		}
-		ctx := t.Context()
-		if err := s.CreateAccount(ctx, registry.Account{Name: "ann", Kind: registry.Person}, "pass-of-ann"); err != nil {
-			t.Fatal(err)
+		is(q)
+	}
+	if err := s.SetQuota(ctx, "acme", nil); err != nil {
+		t.Fatal(err)
+	}
+	is(registry.Quota{Bytes: 7})
+	if err := s.SetQuota(ctx, "acme", &registry.Quota{Bytes: -1}); !errors.Is(err, problem.ErrInvalid) {
+		t.Errorf("negative: %v", err)
+	}
+	for _, err := range []error{s.SetQuota(ctx, "beta", nil), func() error { _, err := s.Quota(ctx, "beta"); return err }()} {
+		if !errors.Is(err, problem.ErrNotFound) {
+			t.Errorf("no org: %v", err)
 		}
-		if err := s.CreateOrg(ctx, "acme", "ann"); err != nil {
-			t.Fatal(err)
-		}
-		is := func(want registry.Quota) {
-			t.Helper()
-			if got, err := s.Quota(ctx, "acme"); err != nil || got != want {
-				t.Errorf("quota = %+v, %v, want %+v", got, err, want)
-			}
-		}
-		is(registry.Quota{Bytes: 7})
-		for _, q := range []registry.Quota{{Bytes: 1 << 40, Repositories: 3}, {}, {Repositories: 1}} {
-			if err := s.SetQuota(ctx, "acme", &q); err != nil {
-				t.Fatal(err)
-			}
-			is(q)
-		}
-		if err := s.SetQuota(ctx, "acme", nil); err != nil {
-			t.Fatal(err)
-		}
-		is(registry.Quota{Bytes: 7})
-		if err := s.SetQuota(ctx, "acme", &registry.Quota{Bytes: -1}); !errors.Is(err, problem.ErrInvalid) {
-			t.Errorf("negative: %v", err)
-		}
-		for _, err := range []error{s.SetQuota(ctx, "beta", nil), func() error { _, err := s.Quota(ctx, "beta"); return err }()} {
-			if !errors.Is(err, problem.ErrNotFound) {
-				t.Errorf("no org: %v", err)
-			}
-		}
-		if got := entries(t, s, AuditFilter{Org: "acme", Action: "quota"}); len(got) != 4 {
-			t.Errorf("audit = %q", got)
-		}
-	})
+	}
+	if got := entries(t, s, AuditFilter{Org: "acme", Action: "quota"}); len(got) != 4 {
+		t.Errorf("audit = %q", got)
+	}
 }

@@ -14,9 +14,11 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
@@ -56,8 +58,12 @@ type Store struct {
 	stripes [64]chan struct{}
 	// proven remembers passwords that were just found right, as a keyed digest together with the stored hash, so that
 	// a client that asks for many tokens costs one hash.
-	proven         *lru.Cache[string, proof]
-	proveKey       [32]byte
+	proven   *lru.Cache[string, proof]
+	proveKey [32]byte
+	// codeTries bounds how many codes of logins by browser an address may try.
+	codeMu    sync.Mutex
+	codeTries *simplelru.LRU[string, *bucket]
+
 	quota          registry.Quota
 	auditRetention time.Duration
 	denials        *denials
@@ -95,6 +101,9 @@ func Open(ctx context.Context, db *sqldb.DB, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open directory: %w", err)
 	}
 	if s.throttle, err = newThrottle(cfg.Now); err != nil {
+		return nil, fmt.Errorf("open directory: %w", err)
+	}
+	if s.codeTries, err = simplelru.NewLRU[string, *bucket](maxAddresses, nil); err != nil {
 		return nil, fmt.Errorf("open directory: %w", err)
 	}
 	if s.denials, err = newDenials(cfg.Now); err != nil {

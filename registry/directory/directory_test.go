@@ -57,7 +57,19 @@ func openStore(t testing.TB, db *sqldb.DB, now func() time.Time) *Store {
 }
 
 func TestDirectory(t *testing.T) {
-	sqldbtest.Each(t, conformance)
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
+		conformance(t, empty)
+		for name, test := range map[string]func(*testing.T, string){
+			"audit log":        testAudit,
+			"quota":            testQuota,
+			"teams and grants": testTeamsAndGrants,
+			"robots":           testRobots,
+			"API keys":         testAPIKeys,
+			"device logins":    testDeviceLogins,
+		} {
+			t.Run(name, func(t *testing.T) { test(t, empty(t)) })
+		}
+	})
 }
 
 // conformance holds on either database.

@@ -28,13 +28,14 @@ const (
 )
 
 type document struct {
-	MediaType    string            `json:"mediaType"`
-	ArtifactType string            `json:"artifactType"`
-	Config       *v1.Descriptor    `json:"config"`
-	Layers       []v1.Descriptor   `json:"layers"`
-	Manifests    []v1.Descriptor   `json:"manifests"`
-	Subject      *v1.Descriptor    `json:"subject"`
-	Annotations  map[string]string `json:"annotations"`
+	SchemaVersion int               `json:"schemaVersion"`
+	MediaType     string            `json:"mediaType"`
+	ArtifactType  string            `json:"artifactType"`
+	Config        *v1.Descriptor    `json:"config"`
+	Layers        []v1.Descriptor   `json:"layers"`
+	Manifests     []v1.Descriptor   `json:"manifests"`
+	Subject       *v1.Descriptor    `json:"subject"`
+	Annotations   map[string]string `json:"annotations"`
 }
 
 // Parse reads what the index keeps of a manifest of the OCI image specification or Docker's schema 2. ConfigOf tells
@@ -46,6 +47,9 @@ func Parse(mediaType string, body []byte) (*Manifest, error) {
 	var d document
 	if err := json.Unmarshal(body, &d); err != nil {
 		return nil, problem.New(problem.ErrInvalid, "the manifest is not JSON of its kind: %v", err)
+	}
+	if d.SchemaVersion != 2 {
+		return nil, problem.Invalid("schemaVersion", "must be 2", d.SchemaVersion)
 	}
 	if d.MediaType != "" && d.MediaType != mediaType {
 		return nil, problem.Invalid("mediaType", fmt.Sprintf("must be the Content-Type, %q", mediaType), d.MediaType)

@@ -178,7 +178,7 @@ func (s *Store) DeleteTag(ctx context.Context, repository, tag, actor, cause str
 		if before == "" {
 			return tagUnknown(repository, tag)
 		}
-		return s.dropTags(ctx, tx, repository, []string{tag}, before, actor, cause)
+		return s.dropTags(ctx, tx, repository, tag, []string{tag}, before, actor, cause)
 	})
 	s.forget(repository, tag)
 	if err != nil {
@@ -187,23 +187,29 @@ func (s *Store) DeleteTag(ctx context.Context, repository, tag, actor, cause str
 	return before, nil
 }
 
-func (s *Store) dropTags(ctx context.Context, tx *sql.Tx, repository string, tags []string, before digest.Digest, actor, cause string) error {
+// dropTags takes tags away that point to a digest: one, or with "" all of them.
+func (s *Store) dropTags(ctx context.Context, tx *sql.Tx, repository, tag string, tags []string, before digest.Digest, actor, cause string) error {
 	rules, err := s.rules(ctx, tx, repository)
 	if err != nil {
 		return err
 	}
-	for _, tag := range tags {
-		if rules.Immutable(tag) {
-			return problem.New(problem.ErrForbidden, "the tag %q of %s is immutable: change the repository's rules first", tag, repository)
-		}
-		if _, err := s.writeHistory(ctx, tx, repository, tag, before, "", actor, cause); err != nil {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, s.db.Q(`DELETE FROM index_tags WHERE repository = ? AND tag = ?`), repository, tag); err != nil {
-			return err
+	for _, name := range tags {
+		if rules.Immutable(name) {
+			return problem.New(problem.ErrForbidden, "the tag %q of %s is immutable: change the repository's rules first", name, repository)
 		}
 	}
-	return nil
+	where, args := ` WHERE t.repository = ? AND t.digest = ?`, []any{repository, before}
+	if tag != "" {
+		where, args = where+` AND t.tag = ?`, append(args, tag)
+	}
+	if _, err := tx.ExecContext(ctx, s.db.Q(`INSERT INTO index_tag_history (repository, tag, seq, before_digest, after_digest, at, actor, cause)
+		SELECT t.repository, t.tag, (SELECT COALESCE(MAX(h.seq), 0) + 1 FROM index_tag_history h WHERE h.repository = t.repository AND h.tag = t.tag),
+			t.digest, '', CAST(? AS BIGINT), CAST(? AS TEXT), CAST(? AS TEXT) FROM index_tags t`+where),
+		append([]any{s.now().UnixNano(), actor, cause}, args...)...); err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, s.db.Q(`DELETE FROM index_tags AS t`+where), args...)
+	return err
 }
 
 // Delete takes a manifest away with the tags that point to it, and gives it and them. ErrNotFound when there is none,
@@ -225,7 +231,7 @@ func (s *Store) Delete(ctx context.Context, repository string, dgst digest.Diges
 		if tags, err = collect(rows, err, scanOne[string]); err != nil {
 			return err
 		}
-		if err := s.dropTags(ctx, tx, repository, tags, dgst, actor, cause); err != nil {
+		if err := s.dropTags(ctx, tx, repository, "", tags, dgst, actor, cause); err != nil {
 			return err
 		}
 		freed, err := s.dropBlobs(ctx, tx, org, m)

@@ -24,7 +24,7 @@ func (r *Registry) deleteManifest(w http.ResponseWriter, req *http.Request, rt r
 		return
 	}
 	ctx := req.Context()
-	by := actor{name: hubtoken.FromContext(ctx).Subject, address: req.RemoteAddr, cause: index.CauseDelete}
+	by := actor{name: hubtoken.FromContext(ctx).Subject, address: addressOf(req), cause: index.CauseDelete}
 	var err error
 	if dgst, ok := asDigest(rt.reference); ok {
 		err = r.removeManifest(ctx, rt.name, dgst, by)
@@ -54,6 +54,7 @@ func (r *Registry) removeTag(ctx context.Context, name, tag string, by actor) er
 	if err != nil {
 		return err
 	}
+	ctx = context.WithoutCancel(ctx)
 	repo, err := r.repository(ctx, name)
 	if err != nil {
 		return err
@@ -79,6 +80,7 @@ func (r *Registry) removeManifest(ctx context.Context, name string, dgst digest.
 	if err != nil {
 		return err
 	}
+	ctx = context.WithoutCancel(ctx)
 	repo, err := r.repository(ctx, name)
 	if err != nil {
 		return err

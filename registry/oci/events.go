@@ -60,15 +60,19 @@ func (r *Registry) audit(ctx context.Context, by actor, action, repository, targ
 		return nil
 	}
 	org := orgOf(repository)
-	return r.cfg.Auditor.Audit(ctx, registry.AuditEntry{Org: org, Actor: by.name, Address: host(by.address), Action: action, Target: target,
+	return r.cfg.Auditor.Audit(ctx, registry.AuditEntry{Org: org, Actor: by.name, Address: by.address, Action: action, Target: target,
 		Detail: map[string]string{"cause": by.cause}})
 }
 
-func host(address string) string {
-	if h, _, err := net.SplitHostPort(address); err == nil {
+// addressOf is the client's address, as the server has found it behind its proxies.
+func addressOf(req *http.Request) string {
+	if a := registry.ActorFrom(req.Context()).Address; a != "" {
+		return a
+	}
+	if h, _, err := net.SplitHostPort(req.RemoteAddr); err == nil {
 		return h
 	}
-	return address
+	return req.RemoteAddr
 }
 
 // denialEvery bounds how often the same denied access is written down.
@@ -107,12 +111,15 @@ func (r *Registry) auditDenied(req *http.Request, access []auth.Access) {
 		if a.Type != hubtoken.TypeRepository || claims.Allows(a.Type, a.Name, a.Action) || !validName(a.Name) {
 			continue
 		}
-		if !r.denials.first(claims.Subject+" "+host(req.RemoteAddr)+" "+a.Name+" "+a.Action, time.Now()) {
+		if !r.denials.first(claims.Subject+" "+addressOf(req)+" "+a.Name+" "+a.Action, time.Now()) {
 			continue
 		}
 		org := orgOf(a.Name)
-		err := r.cfg.Auditor.Audit(ctx, registry.AuditEntry{Org: org, Actor: claims.Subject, Address: host(req.RemoteAddr), Action: "repository." + a.Action,
+		// The client may be gone with its answer.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		err := r.cfg.Auditor.Audit(ctx, registry.AuditEntry{Org: org, Actor: claims.Subject, Address: addressOf(req), Action: "repository." + a.Action,
 			Target: a.Name, Denied: true, Detail: map[string]string{"reason": "the token does not allow it"}})
+		cancel()
 		if err != nil {
 			r.cfg.Logger.ErrorContext(ctx, "a denied access is not in the audit log", "repository", a.Name, "error", err)
 		}

@@ -234,62 +234,74 @@ func (r *Registry) newPut(rt route, contentType string, body []byte) (*putting, 
 	return p, nil
 }
 
-// put enters a manifest for an account.
-func (r *Registry) put(ctx context.Context, p *putting, actor string) error {
+// put is putIn with the specification's errors.
+func (r *Registry) put(ctx context.Context, p *putting, account string) error {
+	err := r.putIn(ctx, p, account)
+	var coded errcode.Errors
+	if err == nil || errors.As(err, &coded) {
+		return err
+	}
+	return r.coded(ctx, "push", err, errcode.ErrorCodeDenied)
+}
+
+// putIn enters a manifest for an account. Errors are of problem's classes, or the specification's about the manifest.
+func (r *Registry) putIn(ctx context.Context, p *putting, account string) error {
 	name := p.m.Repository
 	org := orgOf(name)
 	quota, err := r.quota(ctx, org)
 	if err != nil {
-		return r.coded(ctx, "read quota", err, errcode.ErrorCodeDenied)
+		return err
 	}
 	if err := r.checkRepositories(ctx, org, name, quota); err != nil {
-		return r.coded(ctx, "check quota", err, errcode.ErrorCodeDenied)
+		r.noticeRefusal(ctx, org, name, account, err)
+		return err
 	}
 	if p.tag != "" {
 		// Asked again when it is moved; here before anything is stored.
 		if err := r.checkMovable(ctx, name, p.tag, p.m.Digest); err != nil {
-			return r.coded(ctx, "check tag", err, errcode.ErrorCodeDenied)
+			return err
 		}
 	}
 	repo, err := r.repository(ctx, name)
 	if err != nil {
-		return errcode.ErrorCodeNameInvalid.WithDetail(err.Error())
+		return err
 	}
 	manifests, err := repo.Manifests(ctx)
 	if err != nil {
-		return r.coded(ctx, "open manifests", err, errcode.ErrorCodeManifestUnknown)
+		return fmt.Errorf("open manifests: %w", err)
 	}
 	if _, err := manifests.Put(ctx, p.manifest); err != nil {
-		return r.refused(ctx, err)
+		return refused(err)
 	}
 	if err := r.describe(ctx, repo, p.m); err != nil {
-		return r.coded(ctx, "read blobs", err, errcode.ErrorCodeManifestBlobUnknown)
+		return fmt.Errorf("read blobs: %w", err)
 	}
-	done, err := r.cfg.Index.Put(ctx, index.PutRequest{Manifest: p.m, Tag: p.tag, Actor: actor, Cause: index.CausePush, MaxBytes: quota.Bytes})
+	done, err := r.cfg.Index.Put(ctx, index.PutRequest{Manifest: p.m, Tag: p.tag, Actor: account, Cause: index.CausePush, MaxBytes: quota.Bytes})
 	if err != nil {
-		r.noticeRefusal(ctx, org, name, actor, err)
-		return r.coded(ctx, "enter manifest", err, errcode.ErrorCodeDenied)
+		r.noticeRefusal(ctx, org, name, account, err)
+		return err
 	}
-	if err := r.cfg.Directory.Pushed(ctx, name, actor); err != nil {
-		return r.coded(ctx, "record push", err, errcode.ErrorCodeDenied)
+	ctx = context.WithoutCancel(ctx) // it counts: the rest is done whether or not the client waits
+	if err := r.cfg.Directory.Pushed(ctx, name, account); err != nil {
+		return fmt.Errorf("record push: %w", err)
 	}
 	if p.tag != "" {
 		if err := r.linkTag(ctx, repo, p.tag); err != nil {
-			return r.coded(ctx, "link tag", err, errcode.ErrorCodeManifestUnknown)
+			return fmt.Errorf("link tag: %w", err)
 		}
 	}
 	r.noticeUse(ctx, org, quota, done)
-	if err := r.announcePush(ctx, p, done, actor); err != nil {
-		return r.coded(ctx, "announce push", err, errcode.ErrorCodeManifestUnknown)
+	if err := r.announcePush(ctx, p, done, account); err != nil {
+		return fmt.Errorf("announce push: %w", err)
 	}
 	return nil
 }
 
 // refused turns the core's refusal of a manifest into the specification's codes.
-func (r *Registry) refused(ctx context.Context, err error) error {
+func refused(err error) error {
 	var verification distribution.ErrManifestVerification
 	if !errors.As(err, &verification) {
-		return r.coded(ctx, "store manifest", err, errcode.ErrorCodeManifestInvalid)
+		return fmt.Errorf("store manifest: %w", err)
 	}
 	var out errcode.Errors
 	for _, e := range verification {
@@ -304,7 +316,7 @@ func (r *Registry) refused(ctx context.Context, err error) error {
 		}
 	}
 	if len(out) == 0 {
-		return errcode.ErrorCodeManifestInvalid
+		out = errcode.Errors{errcode.ErrorCodeManifestInvalid}
 	}
 	return out
 }

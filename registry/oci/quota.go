@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/distribution/distribution/v3"
 	"github.com/opencontainers/go-digest"
 
 	"cumulet.io/internal/problem"
@@ -74,8 +75,8 @@ func (r *Registry) checkRepositories(ctx context.Context, org, name string, q re
 	return problem.New(problem.ErrExhausted, "the organisation %q may have %d repositories and has them: delete one or ask for more", org, q.Repositories)
 }
 
-// checkRoom refuses an upload into an org that has no room for size more bytes; with 0, into one that is full.
-func (r *Registry) checkRoom(ctx context.Context, org, name string, size int64) error {
+// checkBegin refuses an upload into an org that is full.
+func (r *Registry) checkBegin(ctx context.Context, org, name string) error {
 	q, err := r.quota(ctx, org)
 	if err != nil {
 		return err
@@ -83,6 +84,21 @@ func (r *Registry) checkRoom(ctx context.Context, org, name string, size int64) 
 	if err := r.checkRepositories(ctx, org, name, q); err != nil {
 		return err
 	}
+	return r.checkRoom(ctx, org, q, 1)
+}
+
+// checkUpload refuses a blob that an org has no room for, unless it has it already.
+func (r *Registry) checkUpload(ctx context.Context, org string, q registry.Quota, dgst digest.Digest, size int64) error {
+	if q.Bytes <= 0 {
+		return nil
+	}
+	if known, err := r.cfg.Index.HasBlob(ctx, org, dgst); err != nil || known {
+		return err
+	}
+	return r.checkRoom(ctx, org, q, size)
+}
+
+func (r *Registry) checkRoom(ctx context.Context, org string, q registry.Quota, size int64) error {
 	if q.Bytes <= 0 {
 		return nil
 	}
@@ -90,23 +106,19 @@ func (r *Registry) checkRoom(ctx context.Context, org, name string, size int64) 
 	if err != nil {
 		return err
 	}
-	if used+max(size, 1) > q.Bytes {
+	if used+size > q.Bytes {
 		return problem.New(problem.ErrExhausted, "the organisation %q may store %d bytes and uses %d: delete images or ask for more", org, q.Bytes, used)
 	}
 	return nil
 }
 
-// uploaded counts a blob that came into a repository.
-func (r *Registry) uploaded(ctx context.Context, name string, dgst digest.Digest, size int64, bounded bool) error {
+// mounted counts a blob that came into an org by a mount. Without a bound, nothing is counted before a manifest needs it.
+func (r *Registry) mounted(ctx context.Context, name string, desc distribution.Descriptor) error {
 	org := orgOf(name)
-	var q registry.Quota
-	if bounded {
-		var err error
-		if q, err = r.quota(ctx, org); err != nil {
-			return err
-		}
+	if q, err := r.quota(ctx, org); err != nil || q.Bytes <= 0 {
+		return err
 	}
-	return r.cfg.Index.Uploaded(ctx, org, dgst, size, q.Bytes)
+	return r.cfg.Index.Uploaded(ctx, org, desc.Digest, desc.Size, 0)
 }
 
 // noticeRefusal announces that something was refused for a quota.

@@ -49,6 +49,9 @@ func splitRoute(path string) route {
 	if name, ok := strings.CutSuffix(rest, "/tags/list"); ok && name != "" {
 		return route{endTags, name, ""}
 	}
+	if name, ok := strings.CutSuffix(strings.TrimSuffix(rest, "/"), "/blobs/uploads"); ok && name != "" {
+		return route{endUploads, name, ""}
+	}
 	for _, form := range []struct {
 		infix string
 		end   endpoint
@@ -58,16 +61,9 @@ func splitRoute(path string) route {
 			continue
 		}
 		name, reference := rest[:i], rest[i+len(form.infix):]
-		switch {
-		case form.end == endUpload && reference == "":
-			return route{endUploads, name, ""}
-		case strings.Contains(reference, "/"):
-			continue
+		if !strings.Contains(reference, "/") {
+			return route{form.end, name, reference}
 		}
-		return route{form.end, name, reference}
-	}
-	if name, ok := strings.CutSuffix(rest, "/blobs/uploads"); ok && name != "" {
-		return route{endUploads, name, ""}
 	}
 	return route{}
 }

@@ -28,7 +28,7 @@ func (r *Registry) beginUpload(w http.ResponseWriter, req *http.Request, rt rout
 		return
 	}
 	org := orgOf(rt.name)
-	if err := r.checkRoom(ctx, org, rt.name, 0); err != nil {
+	if err := r.checkBegin(ctx, org, rt.name); err != nil {
 		begin(w)
 		r.noticeRefusal(ctx, org, rt.name, claims.Subject, err)
 		r.problem(w, req, "begin upload", err, errcode.ErrorCodeNameUnknown)
@@ -186,7 +186,7 @@ func (b *countedBlobs) Create(ctx context.Context, options ...distribution.BlobC
 	var mounted distribution.ErrBlobMounted
 	if errors.As(err, &mounted) {
 		// The manifest that needs it is refused where there is no room.
-		if cerr := b.registry.uploaded(ctx, b.name, mounted.Descriptor.Digest, mounted.Descriptor.Size, false); cerr != nil {
+		if cerr := b.registry.mounted(ctx, b.name, mounted.Descriptor); cerr != nil {
 			return nil, cerr
 		}
 	}
@@ -222,22 +222,22 @@ func (w *countedWriter) Commit(ctx context.Context, provisional distribution.Des
 		r.noticeRefusal(ctx, org, name, hubtoken.FromContext(ctx).Subject, err)
 		return r.coded(ctx, "count upload", err, errcode.ErrorCodeBlobUploadUnknown)
 	}
-	known, err := r.cfg.Index.HasBlob(ctx, org, provisional.Digest)
+	quota, err := r.quota(ctx, org)
 	if err != nil {
 		return distribution.Descriptor{}, refuse(err)
 	}
-	if !known {
-		if err := r.checkRoom(ctx, org, name, w.Size()); err != nil {
-			return distribution.Descriptor{}, refuse(err)
-		}
+	if err := r.checkUpload(ctx, org, quota, provisional.Digest, w.Size()); err != nil {
+		return distribution.Descriptor{}, refuse(err)
 	}
 	desc, err := w.BlobWriter.Commit(ctx, provisional)
 	if err != nil {
 		return desc, err
 	}
 	r.links.forget(name, provisional.Digest)
-	if err := r.uploaded(ctx, name, desc.Digest, desc.Size, true); err != nil {
-		return distribution.Descriptor{}, refuse(err)
+	if quota.Bytes > 0 {
+		if err := r.cfg.Index.Uploaded(ctx, org, desc.Digest, desc.Size, quota.Bytes); err != nil {
+			return distribution.Descriptor{}, refuse(err)
+		}
 	}
 	desc.Digest = provisional.Digest
 	return desc, nil

@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -19,12 +20,15 @@ import (
 	"sync"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
 	"cumulet.io/registry/hubtoken"
+	"cumulet.io/registry/index"
 	"cumulet.io/registry/server"
 )
 
@@ -46,6 +50,7 @@ type hub struct {
 	host string // 127.0.0.1:port
 	url  string
 	dir  string
+	db   *sqldb.DB
 	log  *lockedBuffer
 
 	mu     sync.Mutex
@@ -84,6 +89,7 @@ func startHub(t testing.TB, options ...func(*server.Config)) *hub {
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.db = db
 	cred := func(name string) directory.Credential {
 		return directory.Credential{Name: name, Password: "pass-of-" + name}
 	}
@@ -251,4 +257,23 @@ func serve(handler http.Handler, path, authorization string) *httptest.ResponseR
 	w := httptest.NewRecorder()
 	handler.ServeHTTP(w, r)
 	return w
+}
+
+func digestAs(h v1.Hash) digest.Digest { return digest.Digest(h.String()) }
+
+// tagMany points n tags, t00000 and so on, at a manifest that is there.
+func (h *hub) tagMany(t testing.TB, m *index.Manifest, n int) {
+	t.Helper()
+	err := h.db.InTx(t.Context(), func(tx *sql.Tx) error {
+		for i := range n {
+			if _, err := tx.ExecContext(t.Context(), `INSERT INTO index_tags (repository, tag, digest, seq, pushed, pushed_by) VALUES (?, ?, ?, 1, 1, '')`,
+				m.Repository, fmt.Sprintf("t%05d", i), m.Digest); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -32,6 +32,7 @@ import (
 	"cumulet.io/registry/oci"
 	"cumulet.io/registry/token"
 	"cumulet.io/registry/webhook"
+	"cumulet.io/registry/weblogin"
 )
 
 // Config is for New. DB, Dir and PublicURL are required.
@@ -71,6 +72,8 @@ type Config struct {
 	TrustedProxies []netip.Prefix
 	// Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
 	Patience time.Duration
+	// OIDC is the OpenID provider with which people may log in; nil is none.
+	OIDC *weblogin.Provider
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -92,8 +95,9 @@ type Server struct {
 	// content serves files and charts: apart from the mux, which would send odd paths elsewhere.
 	content http.Handler
 	// base is the public URL without path.
-	base string
-	mux  *http.ServeMux
+	base   string
+	logins *weblogin.Service // nil without an OpenID provider
+	mux    *http.ServeMux
 }
 
 // New opens the registry: schema, keys, accounts, storage. It starts no listener.
@@ -148,9 +152,15 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if err := s.directory.Bootstrap(ctx, cfg.Bootstrap); err != nil {
 		return nil, err
 	}
+	if cfg.OIDC != nil {
+		s.logins, err = weblogin.New(weblogin.Config{Directory: s.directory, Provider: *cfg.OIDC, PublicURL: base, Auditor: s.directory, Logger: cfg.Logger})
+		if err != nil {
+			return nil, err
+		}
+	}
 	s.tokens, err = token.New(token.Config{Directory: s.directory, Offline: s.directory, Verifier: s.verifier,
 		Issuer: hubtoken.NewIssuer(s.keys, s.issuer), Hosts: append([]string{public.Host}, cfg.Hosts...), TTL: cfg.TokenTTL,
-		Auditor: s.directory, Logger: cfg.Logger})
+		Devices: s.directory, Auditor: s.directory, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -180,6 +190,11 @@ func (s *Server) routes() {
 	s.mux = http.NewServeMux()
 	s.mux.Handle("/v2/", gos.Unavailable(s.images))
 	s.tokens.Register(s.mux)
+	if s.logins != nil {
+		s.logins.Register(s.mux)
+	} else {
+		s.mux.HandleFunc("POST /token/device", func(w http.ResponseWriter, _ *http.Request) { problem.Write(w, noProvider()) })
+	}
 	s.mux.HandleFunc("GET /.well-known/jwks.json", s.jwks)
 	s.mux.HandleFunc("GET /v1/openapi/registry.yaml", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/yaml")
@@ -191,12 +206,16 @@ func (s *Server) routes() {
 	v1.HandleFunc("PATCH /v1/repositories/{org}/{repository...}", s.patchRepository)
 	s.peopleRoutes(v1)
 	s.webhookRoutes(v1)
+	s.imageRoutes(v1)
 	v1.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		problem.Write(w, problem.New(problem.ErrNotFound, "the registry has no such address"))
 	})
 	api := s.audited(hubtoken.Authenticate(s.verifier, hubtoken.AudienceRegistry, withActor(v1)))
 	s.mux.Handle("/v1/orgs/", api)
 	s.mux.Handle("/v1/repositories/", api)
+	for _, path := range imagePrefixes() {
+		s.mux.Handle(path, api)
+	}
 	for _, path := range []string{"/v1/orgs", "/v1/account", "/v1/account/", "/v1/accounts", "/v1/accounts/", "/v1/audit"} {
 		s.mux.Handle(path, api)
 	}

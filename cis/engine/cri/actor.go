@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -97,6 +98,8 @@ type actor struct {
 	finished     bool
 	retryAt      time.Time
 	wake         time.Time
+	measuring    bool // the disk usage is being measured, or next at measureAt
+	measureAt    time.Time
 	cancelMaking context.CancelFunc
 	makeCtx      context.Context
 }
@@ -375,6 +378,10 @@ func (a *actor) advance() {
 	if a.sandbox != sandboxReady {
 		return
 	}
+	a.watchDisk()
+	if a.rec.Stop != nil {
+		return
+	}
 	if a.initialize() {
 		for _, c := range a.containers {
 			if c.kind == kindMain {
@@ -428,6 +435,9 @@ func (a *actor) startMeter() bool {
 	if a.metering || time.Now().Before(a.retryAt) {
 		a.later(a.retryAt)
 		return false
+	}
+	if slices.ContainsFunc(a.containers, func(c *container) bool { return c.closing }) {
+		return false // it has perhaps ended, and its meter must not count on
 	}
 	a.metering = true
 	a.save() // what the meter tells must not be forgotten

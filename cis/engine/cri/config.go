@@ -72,6 +72,8 @@ type Config struct {
 	PIDLimit int64
 	// Relist is the interval of the safety relist behind the event stream; default 30 s.
 	Relist time.Duration
+	// DiskCheck is the time between two measurements of what an instance with disk limits uses; default 10 s.
+	DiskCheck time.Duration
 	// StopBound is how long a sandbox has to stop before its shim is killed; default 20 s.
 	StopBound time.Duration
 	// CrashBackoff and PullBackoff pace restarts and repeated pulls; defaults 10 s doubling to 5 min.
@@ -172,6 +174,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Relist <= 0 {
 		c.Relist = 30 * time.Second
+	}
+	if c.DiskCheck <= 0 {
+		c.DiskCheck = 10 * time.Second
 	}
 	if c.StopBound <= 0 {
 		c.StopBound = 20 * time.Second

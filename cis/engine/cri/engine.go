@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"golang.org/x/sys/unix"
@@ -33,11 +34,12 @@ type Engine struct {
 	rt    rt.RuntimeServiceClient
 	image rt.ImageServiceClient
 	ctrd  *client.Client // for commands in containers; shares conn
-	// starts and pulls are semaphores: whoever holds an element may make a sandbox or pull an image.
-	starts chan struct{}
-	pulls  chan struct{}
-	cgroup cgroups
-	memory int64 // the node's, bytes
+	// starts, pulls and measures are semaphores: whoever holds an element may make a sandbox, pull an image or count files.
+	starts   chan struct{}
+	pulls    chan struct{}
+	measures chan struct{}
+	cgroup   cgroups
+	memory   int64 // the node's, bytes
 
 	mu     sync.Mutex
 	runCtx context.Context // nil while Run does not run
@@ -45,6 +47,9 @@ type Engine struct {
 	actors map[string]*actor
 	synced bool
 	ended  endedSet
+	// hearing tells that containerd's events come, and since when; heardUntil is the evidence of before.
+	hearing                bool
+	hearsSince, heardUntil time.Time
 
 	grants  *grants          // who may use which cached images
 	watcher *capture.Watcher // of containers' output; nil when there is none
@@ -91,7 +96,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{cfg: cfg, memory: memory, log: cfg.Logger.With("node", cfg.Node), conn: conn, ctrd: ctrd,
 		rt: rt.NewRuntimeServiceClient(conn), image: rt.NewImageServiceClient(conn),
-		starts: make(chan struct{}, cfg.ParallelStarts), pulls: make(chan struct{}, cfg.ParallelPulls),
+		starts: make(chan struct{}, cfg.ParallelStarts), pulls: make(chan struct{}, cfg.ParallelPulls), measures: make(chan struct{}, measuresAtOnce),
 		cgroup: hostCgroups(cfg.CgroupRoot), grants: allowed, actors: map[string]*actor{}}
 	if e.captures() {
 		if e.watcher, err = capture.NewWatcher(); err != nil {

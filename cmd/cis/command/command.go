@@ -71,6 +71,8 @@ type app struct {
 	format  output.Format
 	org     string
 	session string
+	// asAdmin has a token ask for the platform's rights, too.
+	asAdmin bool
 }
 
 // Root is the whole command tree.
@@ -93,7 +95,9 @@ func Root(env Env) *cobra.Command {
 	flags.StringVar(&a.session, "session", "", "session file; default $CIS_CONFIG or the user's configuration directory")
 	root.AddCommand(a.login(), a.logout(), a.run(), a.ps(), a.describe(), a.logs(), a.exec(), a.rm(), a.events(),
 		a.bill(), a.sizes(), a.version())
-	root.AddCommand(a.webhook(), a.file())
+	root.AddCommand(a.account(), a.orgs(), a.members(), a.teams(), a.repo(), a.robots(), a.apikeys(), a.audit())
+	root.AddCommand(a.webhook(), a.file(), a.image())
+	a.addRepoImages(root)
 	return root
 }
 

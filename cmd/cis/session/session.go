@@ -188,7 +188,10 @@ func do(req *http.Request, out any) error {
 	}
 	defer func() { _ = resp.Body.Close() }() //nolint:errcheck // read to its end or given up
 	if resp.StatusCode >= http.StatusBadRequest {
-		return problem.Read(resp)
+		return refusal(resp)
+	}
+	if out == nil {
+		return nil
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(out); err != nil {
 		return fmt.Errorf("%s: the answer is not understood: %w", req.URL.Host, err)

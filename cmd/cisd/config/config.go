@@ -78,6 +78,7 @@ type Registry struct {
 	TokenTTL time.Duration `yaml:"tokenTTL"`
 	// Webhooks is how events are sent.
 	Webhooks Webhooks `yaml:"webhooks"`
+	People   `yaml:",inline"`
 }
 
 // Webhooks is what the orgs' webhooks may do.
@@ -88,17 +89,7 @@ type Webhooks struct {
 }
 
 // Networks gives AllowNetworks parsed.
-func (w Webhooks) Networks() ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, text := range w.AllowNetworks {
-		p, err := netip.ParsePrefix(text)
-		if err != nil || p != p.Masked() {
-			return nil, fmt.Errorf("must be networks as 10.0.0.0/8, not %q", text)
-		}
-		out = append(out, p)
-	}
-	return out, nil
-}
+func (w Webhooks) Networks() ([]netip.Prefix, error) { return networks(w.AllowNetworks) }
 
 // Storage is the registry's global object storage.
 type Storage struct {
@@ -252,7 +243,8 @@ func Default() *Config {
 		Log:      Log{Level: "info"},
 		Tracing:  Tracing{SampleRatio: 0.1},
 		Node:     Node{Name: "cumulet-0", Region: "local", Address: "127.0.0.1"},
-		Registry: Registry{Listen: "127.0.0.1:5000", AdminUser: "admin", AdminOrg: "demo", TokenTTL: 5 * time.Minute},
+		Registry: Registry{Listen: "127.0.0.1:5000", AdminUser: "admin", AdminOrg: "demo", TokenTTL: 5 * time.Minute,
+			People: People{AuditDays: 365, OIDC: OIDC{UsernameClaim: "preferred_username", Role: "reader"}}},
 		Control: Control{Listen: "127.0.0.1:8440", Engine: "cri", KeepEndedDays: 62,
 			CRI:       CRI{Bridge: "cumulet0", Subnet: "10.98.0.0/20", Kata: Kata{Hypervisor: "qemu"}},
 			Collector: Collector{KeepMiB: 50}},
@@ -354,6 +346,7 @@ func (c *Config) check() error {
 			bad(key, "must be an http or https URL without credentials")
 		}
 	}
+	c.Registry.check(bad)
 	if net.ParseIP(c.Node.Address) == nil {
 		bad("node.address", "must be an IP address, not %q", c.Node.Address)
 	}

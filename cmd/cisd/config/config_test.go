@@ -47,6 +47,15 @@ func TestLoad(t *testing.T) {
 		{name: "regions with a tracker of one machine", yaml: "registry: {storage: {region: a, regions: [" +
 			"{name: a, endpoint: 'https://a.example', bucket: b, credentialsFile: /c}, {name: b, endpoint: 'https://b.example', bucket: b, credentialsFile: /c}]}}",
 			want: "registry.storage.tracker: must be a postgres:// address"},
+		{name: "OpenID provider", yaml: "registry: {oidc: {issuer: 'https://id.example', clientID: hub, signUp: true}, trustedProxies: [10.0.0.0/8]}",
+			ok: func(c *Config) bool {
+				p, err := c.Registry.Proxies()
+				return c.Registry.OIDC.SignUp && c.Registry.OIDC.Role == "reader" && err == nil && len(p) == 1
+			}},
+		{name: "OpenID provider without client", yaml: "registry: {oidc: {issuer: 'https://id.example'}}", want: "registry.oidc.clientID: is needed"},
+		{name: "OpenID provider makes owners", yaml: "registry: {oidc: {issuer: 'https://id.example', clientID: x, role: owner}}", want: "registry.oidc.role: must be"},
+		{name: "proxies", yaml: "registry: {trustedProxies: [10.0.0.1/8]}", want: "registry.trustedProxies: must be networks"},
+		{name: "audit", yaml: "registry: {auditDays: 0}", want: "registry.auditDays: must be at least 1"},
 		{name: "half a key pair", yaml: "kubelet: {certFile: a}", want: "kubelet.certFile: goes with kubelet.keyFile"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -121,7 +121,12 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 	if err != nil {
 		return nil, err
 	}
-	meters, err := meter.Open(p.meterDir(), meter.Options{Logger: log})
+	meters, err := meter.Open(p.meterDir(), meter.Options{Logger: log, Evidence: func() time.Time {
+		if e := made.Load(); e != nil {
+			return e.Evidence()
+		}
+		return time.Time{}
+	}})
 	if err != nil {
 		return nil, err
 	}

@@ -3,12 +3,16 @@ package role
 import (
 	"context"
 	"fmt"
+	"time"
 
+	"cumulet.io/cmd/cisd/config"
 	"cumulet.io/internal/httpserve"
 	"cumulet.io/internal/sqldb"
+	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
 	"cumulet.io/registry/hubtoken"
 	"cumulet.io/registry/server"
+	"cumulet.io/registry/weblogin"
 )
 
 // registry is the bundled registry with the token service.
@@ -29,6 +33,14 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry.webhooks.allowNetworks: %w", err)
 	}
+	proxies, err := c.Proxies()
+	if err != nil {
+		return nil, fmt.Errorf("registry.trustedProxies: %w", err)
+	}
+	provider, err := openIDProvider(c.OIDC)
+	if err != nil {
+		return nil, err
+	}
 	reg, err := server.New(ctx, server.Config{
 		DB: db, Dir: p.cfg.Path("registry"), PublicURL: c.URL, Issuer: tokenIssuer, TokenTTL: c.TokenTTL,
 		Storage: storage,
@@ -41,6 +53,10 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 			},
 		},
 		WebhookNetworks: networks,
+		TrustedProxies:  proxies,
+		AuditRetention:  time.Duration(c.AuditDays) * 24 * time.Hour,
+		Quota:           registry.Quota{Bytes: c.Quota.GiB << 30, Repositories: c.Quota.Repositories},
+		OIDC:            provider,
 		Logger:          p.log.With("role", Registry),
 	})
 	if err != nil {
@@ -52,6 +68,19 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 		return nil, err
 	}
 	return []part{http, {"registry", reg.Run}}, nil
+}
+
+// openIDProvider is the one of the configuration, nil for none.
+func openIDProvider(c config.OIDC) (*weblogin.Provider, error) {
+	if c.Issuer == "" {
+		return nil, nil
+	}
+	secret, err := c.Secret()
+	if err != nil {
+		return nil, fmt.Errorf("registry.oidc.clientSecretFile: %w", err)
+	}
+	return &weblogin.Provider{Issuer: c.Issuer, ClientID: c.ClientID, ClientSecret: secret, UsernameClaim: c.UsernameClaim,
+		SignUp: c.SignUp, EmailDomains: c.EmailDomains, SignUpOrg: c.Org, SignUpRole: registry.Role(c.Role)}, nil
 }
 
 // database opens a role's database; it is closed when everything has stopped.

@@ -216,9 +216,10 @@ func (v *vm) watchShim() {
 	}
 	go func() {
 		v.stop("its shim has ended")
-		if err := errors.Join(v.service.remove(v), sweep(v.id)); err != nil {
+		if err := v.service.remove(v); err != nil {
 			v.log.Error("remove failed", "error", err)
 		}
+		v.service.sweeps.Go(func() { v.service.sweep(v) })
 	}()
 }
 

@@ -1,0 +1,165 @@
+package oci
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/opencontainers/go-digest"
+
+	"cumulet.io/registry/hubtoken"
+)
+
+func TestParseRoute(t *testing.T) {
+	d := "sha256:" + strings.Repeat("a", 64)
+	for path, want := range map[string]route{
+		"/v2/":                             {},
+		"/v2/_catalog":                     {},
+		"/v2/a/b/manifests/v1":             {endManifest, "a/b", "v1"},
+		"/v2/a/b/manifests/" + d:           {endManifest, "a/b", d},
+		"/v2/a/b/c/d/manifests/":           {endManifest, "a/b/c/d", ""},
+		"/v2/a/manifests/b/manifests/v1":   {endManifest, "a/manifests/b", "v1"},
+		"/v2/a/blobs/uploads/manifests/v1": {endManifest, "a/blobs/uploads", "v1"},
+		"/v2/a/b/blobs/" + d:               {endBlob, "a/b", d},
+		"/v2/a/b/blobs/uploads":            {endUploads, "a/b", ""},
+		"/v2/a/b/blobs/uploads/":           {endUploads, "a/b", ""},
+		"/v2/a/b/blobs/uploads/123":        {endUpload, "a/b", "123"},
+		"/v2/a/b/tags/list":                {endTags, "a/b", ""},
+		"/v2/a/b/tags/list/":               {},
+		"/v2/a/b/referrers/" + d:           {endReferrers, "a/b", d},
+		"/v2/manifests/v1":                 {},
+		"/v2//manifests/v1":                {},
+		"/v2/a/../b/manifests/v1":          {},
+		"/v2/a/ü/manifests/v1":             {},
+		"/v2/a/b/manifests/v1/x":           {},
+		"/v2/" + strings.Repeat("a/", 200) + "b/manifests/v1": {},
+		"/v1/a/b/manifests/v1":                                {},
+	} {
+		if got := parseRoute(path); got != want {
+			t.Errorf("%s: %+v, want %+v", path, got, want)
+		}
+	}
+}
+
+func FuzzParseRoute(f *testing.F) {
+	for _, s := range []string{"/v2/a/b/manifests/v1", "/v2/a/blobs/uploads/x", "/v2/a/../b/tags/list", "/v2/a/blobs/sha256:x/manifests/blobs/y", "/v2/é/manifests/\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, path string) {
+		rt := parseRoute(path)
+		if rt.end == endNone {
+			return
+		}
+		if _, err := reference.WithName(rt.name); err != nil || strings.Contains(rt.name, "..") || strings.Contains(rt.reference, "/") {
+			t.Fatalf("%q: %+v", path, rt)
+		}
+		if !strings.HasPrefix(path, "/v2/"+rt.name+"/") || !strings.HasSuffix(path, rt.reference) {
+			t.Fatalf("%q is not made of %+v", path, rt)
+		}
+		if d, ok := asDigest(rt.reference); ok && (d.Validate() != nil || strings.ContainsAny(string(d), "/.\\")) {
+			t.Fatalf("%q is a digest", d)
+		}
+	})
+}
+
+func FuzzContentRange(f *testing.F) {
+	f.Add("0-1")
+	f.Add("bytes 0-1/2")
+	f.Add("9999999999999999999-1")
+	f.Fuzz(func(t *testing.T, text string) {
+		if contentRange.MatchString(text) && (len(text) > 37 || strings.Count(text, "-") != 1 || strings.ContainsAny(text, " +\n")) {
+			t.Fatalf("%q", text)
+		}
+	})
+}
+
+func TestAccepts(t *testing.T) {
+	const m = "application/vnd.oci.image.manifest.v1+json"
+	for _, tc := range []struct {
+		header string
+		want   bool
+	}{{m, true}, {"text/html, " + m + ";q=0.1", true}, {"*/*", true}, {"application/*", true}, {"application/json", false}, {"text/*", false}, {"", true}} {
+		if got := accepts([]string{"text/plain", tc.header}, m); got != tc.want {
+			t.Errorf("%q: %v", tc.header, got)
+		}
+	}
+	if !accepts(nil, m) {
+		t.Error("no header is any type")
+	}
+}
+
+// countingVerifier gives claims that expire, and counts.
+type countingVerifier struct {
+	n       int
+	expires time.Time
+}
+
+func (c *countingVerifier) Verify(_ context.Context, token, audience string) (*hubtoken.Claims, error) {
+	c.n++
+	if token == "bad" {
+		return nil, hubtoken.ErrInvalidToken
+	}
+	return &hubtoken.Claims{RegisteredClaims: jwt.RegisteredClaims{Subject: token + audience, ExpiresAt: jwt.NewNumericDate(c.expires)}}, nil
+}
+
+func TestVerified(t *testing.T) {
+	now := time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
+	inner := &countingVerifier{expires: now.Add(time.Minute)}
+	v, err := newVerified(inner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.now = func() time.Time { return now }
+	ask := func(token, audience string, want int) {
+		t.Helper()
+		c, err := v.Verify(t.Context(), token, audience)
+		if (err == nil) != (token != "bad") || err == nil && c.Subject != token+audience || inner.n != want {
+			t.Errorf("%s for %s: %+v, %v after %d checks, want %d", token, audience, c, err, inner.n, want)
+		}
+	}
+	ask("a", "registry", 1)
+	ask("a", "registry", 1)
+	ask("b", "registry", 2)
+	ask("a", "cis", 3) // for one service is for no other
+	ask("bad", "registry", 4)
+	ask("bad", "registry", 5)
+	now = now.Add(time.Minute)
+	ask("a", "registry", 6)
+	ask("a", "registry", 7) // expired ones are not kept
+}
+
+func TestContents(t *testing.T) {
+	c, err := newContents()
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := make([]byte, maxContent)
+	for i := range 3 * maxContents / maxContent {
+		d := digest.FromString(strings.Repeat("x", i))
+		c.add(d, body)
+		c.add(d, body)
+		if c.bytes > maxContents || c.bytes != c.lru.Len()*maxContent {
+			t.Fatalf("%d bytes in %d", c.bytes, c.lru.Len())
+		}
+	}
+	c.add(digest.FromString("big"), make([]byte, maxContent+1))
+	if _, ok := c.get(digest.FromString("big")); ok {
+		t.Error("too large to be remembered")
+	}
+}
+
+func TestDenials(t *testing.T) {
+	d, now := newDenials(), time.Now()
+	if !d.first("a", now) || d.first("a", now) || !d.first("b", now) || !d.first("a", now.Add(denialEvery)) {
+		t.Error("once each minute")
+	}
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	if got := addressOf(r); got != "192.0.2.1" {
+		t.Errorf("address %q", got)
+	}
+}
