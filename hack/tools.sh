@@ -5,8 +5,8 @@
 #
 #   hack/tools.sh              everything
 #   hack/tools.sh NAME...      some of: debian-runtime debian-test containerd
-#                              cni gvisor devcluster filebeat versitygw
-#                              oidcprovider helm lint images debian-kata kata-shim kata,
+#                              cni gvisor devcluster filebeat helm versitygw
+#                              oidcprovider lint images debian-kata kata-shim kata,
 #                              and for the benchmarks alone: distribution
 #   hack/tools.sh --print-bin  print the directory of the built binaries
 #   hack/tools.sh --print-cache
@@ -31,7 +31,7 @@ set -euo pipefail
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$hack")
 cache=${CUMULET_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/cumulet}
-all=(debian-runtime containerd cni gvisor devcluster filebeat versitygw oidcprovider helm debian-test images debian-kata kata-shim kata lint)
+all=(debian-runtime containerd cni gvisor devcluster filebeat helm versitygw oidcprovider debian-test images debian-kata kata-shim kata lint)
 # What the benchmarks measure against; everything is not these.
 bench=(distribution)
 

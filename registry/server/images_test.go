@@ -176,6 +176,21 @@ func TestImagesAPI(t *testing.T) {
 		}
 	})
 
+	t.Run("delete the repository", func(t *testing.T) {
+		other := h.client("acme/doomed")
+		other.image(v1.Manifest{}, "v1", "w1")
+		ask(200, nil, admin, "PUT", "/v1/rules/acme/doomed", `{"immutableTags":["v*"]}`)
+		ask(403, nil, writer, "DELETE", "/v1/repositories/acme/doomed", "")
+		ask(404, nil, stranger, "DELETE", "/v1/repositories/acme/doomed", "")
+		ask(204, nil, admin, "DELETE", "/v1/repositories/acme/doomed", "")
+		ask(404, nil, admin, "DELETE", "/v1/repositories/acme/doomed", "")
+		other.want(404, "MANIFEST_UNKNOWN", "GET", "manifests/v1", "")
+		other.want(404, "NAME_UNKNOWN", "GET", "tags/list", "")
+		other.want(404, "", "GET", "blobs/"+digestOfText("a layer"), "")
+		other.image(v1.Manifest{}, "v1") // as if it had never been
+		ask(204, nil, admin, "DELETE", "/v1/repositories/acme/doomed", "")
+	})
+
 	t.Run("layers", func(t *testing.T) {
 		layer := c.blob("a layer").Digest.String()
 		var users registry.Page[struct {

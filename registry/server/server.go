@@ -90,14 +90,14 @@ type Server struct {
 	storage   *gos.Region
 	images    *oci.Registry
 	webhooks  *webhook.Service
+	logins    *weblogin.Service // nil without an OpenID provider
 	files     *files.Store
 	charts    *charts.Store
 	// content serves files and charts: apart from the mux, which would send odd paths elsewhere.
 	content http.Handler
 	// base is the public URL without path.
-	base   string
-	logins *weblogin.Service // nil without an OpenID provider
-	mux    *http.ServeMux
+	base string
+	mux  *http.ServeMux
 }
 
 // New opens the registry: schema, keys, accounts, storage. It starts no listener.
