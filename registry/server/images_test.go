@@ -95,6 +95,9 @@ func TestImagesAPI(t *testing.T) {
 		c.want(403, "immutable", "DELETE", "manifests/v1", "")
 		c.want(403, "immutable", "DELETE", "manifests/"+d.Digest.String(), "")
 		c.want(200, "", "HEAD", "manifests/v1", "")
+		if log, err := h.Directory().AuditLog(t.Context(), directory.AuditFilter{Org: "acme", Action: "manifest", Limit: 10}); err != nil || len(log) != 0 {
+			t.Errorf("a deletion that was refused is in the log as one: %+v, %v", log, err)
+		}
 		c.image(v1.Manifest{Annotations: map[string]string{v1.AnnotationSource: "https://git.example/app"}}, "v1") // the same again
 
 		var plan struct {

@@ -16,9 +16,11 @@ import (
 
 	"cumulet.io/cmd/cis/session"
 	"cumulet.io/internal/sqldb/sqldbtest"
+	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
 	"cumulet.io/registry/server"
+	"cumulet.io/registry/weblogin"
 )
 
 // platform is a registry with discovery. admin, who owns demo, has the password "pass-of-admin".
@@ -29,7 +31,7 @@ type platform struct {
 	reg *server.Server
 }
 
-func startPlatform(t *testing.T) *platform {
+func startPlatform(t *testing.T, options ...func(*server.Config)) *platform {
 	t.Helper()
 	p := &platform{t: t, dir: t.TempDir()}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -37,10 +39,14 @@ func startPlatform(t *testing.T) *platform {
 		t.Fatal(err)
 	}
 	p.url = "http://" + l.Addr().String()
-	p.reg, err = server.New(t.Context(), server.Config{DB: sqldbtest.Open(t, sqldbtest.SQLite(t)), Dir: p.dir, PublicURL: p.url,
+	cfg := server.Config{DB: sqldbtest.Open(t, sqldbtest.SQLite(t)), Dir: p.dir, PublicURL: p.url,
 		HashCost:  directory.HashCost{MemoryKiB: 64, Passes: 1},
 		Bootstrap: directory.Bootstrap{Admin: directory.Credential{Name: "admin", Password: "pass-of-admin"}, Org: "demo"},
-		Logger:    slog.New(slog.DiscardHandler)})
+		Logger:    slog.New(slog.DiscardHandler)}
+	for _, o := range options {
+		o(&cfg)
+	}
+	p.reg, err = server.New(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,6 +203,63 @@ func TestPeopleCommands(t *testing.T) {
 	}
 	if !strings.Contains(keep, registry.ActorPlatform) {
 		t.Error("the platform's own changes are not shown")
+	}
+}
+
+// finish is the error output of a command: it finishes in a browser what the command asks the person to.
+type finish struct {
+	bytes.Buffer
+	t    *testing.T
+	user string
+	last chan string
+}
+
+func (f *finish) Write(p []byte) (int, error) {
+	if at := strings.Index(string(p), "http://"); at >= 0 {
+		uri, _, _ := strings.Cut(string(p[at:]), "\n")
+		go func() {
+			_, page := testenv.NewBrowser(f.t).LogIn(uri, f.user)
+			f.last <- page
+		}()
+	}
+	return f.Buffer.Write(p)
+}
+
+func TestLoginByBrowser(t *testing.T) {
+	p := startPlatform(t, func(c *server.Config) {
+		c.OIDC = &weblogin.Provider{Issuer: testenv.OpenIDProvider(t, c.PublicURL+"/login/callback", map[string]string{"ann@corp.example": "1", "boss@corp.example": "2", "admin@corp.example": "3"}),
+			ClientID: "cumulet", ClientSecret: "secret", SignUp: true, SignUpOrg: "demo"}
+	})
+	run := func(as, user string, want int, args ...string) string {
+		t.Helper()
+		var out bytes.Buffer
+		f := &finish{t: t, user: user, last: make(chan string, 1)}
+		code := Main(t.Context(), Env{In: strings.NewReader(""), Out: &out, Err: f}, append([]string{"--session", filepath.Join(p.dir, as+".json")}, args...))
+		if page := <-f.last; code != want {
+			t.Errorf("cis %v: exit %d, out %q, err %q, page %s", args, code, out.String(), f.String(), page)
+		}
+		return out.String() + f.String()
+	}
+	if got := run("ann", "ann@corp.example", 0, "login", p.url, "--oidc"); !strings.Contains(got, "logged in as ann, org demo") {
+		t.Error(got)
+	}
+	if code, out, errs := p.cis("", "ann", "account", "show"); code != 0 || !strings.Contains(out, "demo:reader") || !strings.Contains(out, "none") {
+		t.Errorf("%d %s %s", code, out, errs)
+	}
+	if got := run("eve", "admin@corp.example", 3, "login", p.url, "--oidc"); !strings.Contains(got, "refused") {
+		t.Error(got)
+	}
+	if code, _, errs := p.cis("pass-of-admin", "admin", "login", p.url, "-u", "admin", "--org", "demo", "--password-stdin"); code != 0 {
+		t.Fatal(errs)
+	}
+	if got := run("admin", "boss@corp.example", 0, "account", "link"); !strings.Contains(got, "linked") {
+		t.Error(got)
+	}
+	if code, out, errs := p.cis("", "admin", "account", "identities"); code != 0 || !strings.Contains(out, "boss@corp.example") {
+		t.Errorf("%d %s %s", code, out, errs)
+	}
+	if got := run("boss", "boss@corp.example", 0, "login", p.url, "--oidc", "--org", "demo"); !strings.Contains(got, "logged in as admin, org demo") {
+		t.Error(got)
 	}
 }
 

@@ -144,6 +144,28 @@ func TestReadAfterExit(t *testing.T) {
 	}
 }
 
+// What is there is read however late: a busy machine may let a deadline pass.
+func TestReadAfterDeadline(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	p := &process{stdout: r, exited: make(chan struct{})}
+	if _, err := w.WriteString("late"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetReadDeadline(time.Now().Add(-time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := p.read(r, 100); err != nil || string(resp.Data) != "late" {
+		t.Errorf("%v, %v", resp, err)
+	}
+	if _, err := p.read(r, 100); status.Code(err) != codes.OutOfRange {
+		t.Errorf("silence: %v", err)
+	}
+}
+
 func TestRequestsOfNothing(t *testing.T) {
 	a := &Agent{containers: map[string]*container{}, oom: newOOMQueue()}
 	ctx := t.Context()

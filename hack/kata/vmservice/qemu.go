@@ -39,7 +39,7 @@ func (v *vm) qemuArgs(taps []tap, firstTap int) []string {
 		// virtiofsd and the socket device work in the machine's memory.
 		"-object", "memory-backend-memfd,id=ram,share=on,size=" + memory + "M",
 		"-kernel", c.Kernel, "-initrd", c.Initrd, "-append", strings.Join(kernelParams, " "),
-		"-serial", "file:" + v.path(consoleLog),
+		"-chardev", "socket,id=console,path=" + v.path(consoleSocket), "-serial", "chardev:console",
 		"-chardev", "socket,id=vsock,path=" + v.path(vsockSocket), "-device", "vhost-user-vsock-pci,chardev=vsock",
 		"-chardev", "socket,id=fs,path=" + v.path(fsSocket), "-device", "vhost-user-fs-pci,chardev=fs,tag=" + sharing.Tag + ",queue-size=1024",
 		"-device", "virtio-rng-pci",

@@ -2,6 +2,7 @@ package vmservice
 
 import (
 	"encoding/json"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -196,6 +197,26 @@ func TestRemoveDirKeepsContent(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A guest that prints for ever fills no disk.
+func TestConsoleIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "console")
+	for n, want := range map[int64]int64{100: 100, maxConsole + 1000: maxConsole + int64(len("\n[16777216 bytes: no more is kept]\n"))} {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := keepConsole(path, io.LimitReader(zeros{}, n)); err != nil {
+			t.Error(err)
+		}
+		if info, err := os.Stat(path); err != nil || info.Size() != want {
+			t.Errorf("of %d bytes %v are kept, %v", n, info, err)
+		}
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 
 func TestKataConfig(t *testing.T) {
 	c := KataConfig("/run/x.sock", 300)

@@ -136,6 +136,37 @@ func TestCredit(t *testing.T) {
 	g.d.Close()
 }
 
+// A guest that says it has room, and takes nothing, does not fill memory.
+func TestWriterWaits(t *testing.T) {
+	g := newGuest(t)
+	s, _ := g.open(1 << 31)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := s.Write(make([]byte, 2*maxWaiting*maxData))
+		wrote <- err
+	}()
+	waiting := func() int {
+		g.d.mu.Lock()
+		defer g.d.mu.Unlock()
+		return len(g.d.outgoing)
+	}
+	for deadline := time.Now().Add(20 * time.Second); waiting() < maxWaiting && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case err := <-wrote:
+		t.Errorf("the writer did not wait: %v", err)
+	default:
+	}
+	if n := waiting(); n != maxWaiting {
+		t.Errorf("%d packets wait, want %d", n, maxWaiting)
+	}
+	g.d.Close()
+	if err := <-wrote; !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}
+
 // A reader tells the guest of its credit before the guest would have to wait.
 func TestReadCredit(t *testing.T) {
 	g := newGuest(t)
