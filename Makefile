@@ -39,6 +39,10 @@ test: ## All tests, real components included (PKGS, TESTFLAGS)
 crash: ## kill -9 of every process at random moments, for longer than make test (CRASH_SEED, CRASH_KILLS, CRASH_RUNS)
 	@hack/tools.sh >/dev/null && CRASH_KILLS=$(or $(CRASH_KILLS),25) CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./hack/e2e -run TestCrashes -v -count=$(or $(CRASH_RUNS),5) -timeout 2h
 
+.PHONY: kata-kills
+kata-kills: ## kill -9 of virtual machines and all that is about them, and what is left then (CUMULET_SEED, CUMULET_KATA_KILLS)
+	@hack/tools.sh >/dev/null && CUMULET_KATA_KILLS=$(or $(CUMULET_KATA_KILLS),100) CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./cis/engine/cri -run TestKataKills -v -count=1 -timeout 90m
+
 .PHONY: bench
 bench: ## Benchmarks, each a ratio to a peer or to the bare mechanism in the same run
 	@hack/bench.sh

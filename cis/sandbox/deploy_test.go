@@ -9,7 +9,6 @@ import (
 	nodev1 "k8s.io/api/node/v1"
 	"sigs.k8s.io/yaml"
 
-	"cumulet.io/billing"
 	"cumulet.io/cis"
 )
 
@@ -19,7 +18,7 @@ func TestRuntimeClasses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	smallest := billing.Size(cis.Sizes()[0])
+	smallest := cis.Sizes()[0]
 	want := map[string]cis.SandboxClass{KataHandler("qemu"): cis.Kata, KataHandler("clh"): cis.Kata, KataHandler("fc"): cis.Kata, Handler(cis.GVisor): cis.GVisor}
 	for doc := range strings.SplitSeq(string(text), "\n---\n") {
 		var rc nodev1.RuntimeClass

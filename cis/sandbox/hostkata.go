@@ -68,7 +68,7 @@ func (o Options) kataFinding(ctx context.Context, handler, config string) Findin
 	f := Finding{Class: cis.Kata, Handler: handler, KataConfig: config}
 	read, configured := o.readKata(config)
 	if read.Hypervisor == "remote" {
-		f.Checks = append(f.Checks, o.dial("VM service", "unix", read.Socket, "start the service that remote_hypervisor_socket names"))
+		f.Checks = append(f.Checks, o.dial(ctx, "VM service", "unix", read.Socket, "start the service that remote_hypervisor_socket names"))
 	} else {
 		f.Checks = append(f.Checks, o.cpu(), o.kvm())
 		if read.Hypervisor == "" || read.Hypervisor == "qemu" { // the others bring a socket device of their own
@@ -83,7 +83,7 @@ func (o Options) kataFinding(ctx context.Context, handler, config string) Findin
 		f.Checks = append(f.Checks, Check{Name: "block snapshotter", Found: "Firecracker shares no directory with its guest, and the server's own containerd has overlayfs alone",
 			Fix: "use a containerd with the devmapper snapshotter: control.cri.socket"})
 	}
-	f.Checks = append(f.Checks, o.dial("syslog", "unixgram", "/dev/log", "run a syslog daemon or systemd-journald: Kata's shim does not start without"))
+	f.Checks = append(f.Checks, o.dial(ctx, "syslog", "unixgram", "/dev/log", "run a syslog daemon or systemd-journald: Kata's shim does not start without"))
 	return f
 }
 
@@ -129,8 +129,9 @@ func (o Options) file(what, path string) Check {
 }
 
 // dial checks that somebody listens.
-func (o Options) dial(what, network, path, fix string) Check {
-	conn, err := net.DialTimeout(network, filepath.Join(o.Root, path), time.Second)
+func (o Options) dial(ctx context.Context, what, network, path, fix string) Check {
+	d := net.Dialer{Timeout: time.Second}
+	conn, err := d.DialContext(ctx, network, filepath.Join(o.Root, path))
 	if err != nil {
 		return Check{Name: what, Found: fmt.Sprintf("nobody listens at %s", path), Fix: fix}
 	}

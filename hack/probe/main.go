@@ -8,7 +8,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -40,16 +42,17 @@ func run(args []string) error {
 	case len(args) == 2 && args[0] == "listen":
 		return listen(args[1])
 	}
-	return fmt.Errorf("usage: probe attempts | probe listen PORT")
+	return errors.New("usage: probe attempts | probe listen PORT")
 }
 
 // listen prints what comes in, until it is killed.
 func listen(port string) error {
-	l, err := net.Listen("tcp4", ":"+port)
+	var lc net.ListenConfig
+	l, err := lc.Listen(context.Background(), "tcp4", ":"+port)
 	if err != nil {
 		return err
 	}
-	u, err := net.ListenPacket("udp4", ":"+port)
+	u, err := lc.ListenPacket(context.Background(), "udp4", ":"+port)
 	if err != nil {
 		return err
 	}

@@ -47,14 +47,9 @@ func serveChild(dir, addr string) error {
 	if err != nil {
 		return err
 	}
-	var storage gos.Config
-	if endpoint := os.Getenv(childS3); endpoint != "" {
-		store, err := s3.Open(s3.Config{Endpoint: endpoint, Bucket: testenv.S3Bucket,
-			Credentials: credentials.NewStaticV4(testenv.S3AccessKey, testenv.S3SecretKey, "")})
-		if err != nil {
-			return err
-		}
-		storage = gos.Config{Name: "s3", Stores: map[string]gos.ObjectStore{"s3": store}}
+	storage, err := childStorage(os.Getenv(childS3))
+	if err != nil {
+		return err
 	}
 	s, err := server.New(ctx, server.Config{DB: db, Dir: dir, Storage: storage, PublicURL: "http://" + addr, Logger: slog.New(slog.DiscardHandler),
 		HashCost:  directory.HashCost{MemoryKiB: 64, Passes: 1},
@@ -67,6 +62,16 @@ func serveChild(dir, addr string) error {
 		return err
 	}
 	return http.Serve(l, s) //nolint:gosec // a test's own client
+}
+
+// childStorage is on an S3 server, or in the registry's directory where there is none.
+func childStorage(endpoint string) (gos.Config, error) {
+	if endpoint == "" {
+		return gos.Config{}, nil
+	}
+	store, err := s3.Open(s3.Config{Endpoint: endpoint, Bucket: testenv.S3Bucket,
+		Credentials: credentials.NewStaticV4(testenv.S3AccessKey, testenv.S3SecretKey, "")})
+	return gos.Config{Name: "s3", Stores: map[string]gos.ObjectStore{"s3": store}}, err
 }
 
 // startChild starts a registry process and waits until it serves.
@@ -284,7 +289,11 @@ func killedUnderPushes(t *testing.T, s3URL string) {
 		t.Fatal(err)
 	}
 	defer db.Close() //nolint:errcheck // the test's own
-	s, err := server.New(t.Context(), server.Config{DB: db, Dir: dir, PublicURL: h.url, Logger: slog.New(slog.DiscardHandler), HashCost: directory.HashCost{MemoryKiB: 64, Passes: 1}})
+	storage, err := childStorage(s3URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := server.New(t.Context(), server.Config{DB: db, Dir: dir, Storage: storage, PublicURL: h.url, Logger: slog.New(slog.DiscardHandler), HashCost: directory.HashCost{MemoryKiB: 64, Passes: 1}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package attempt
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -59,7 +60,9 @@ func files() []Attempt {
 const timeout = 2 * time.Second
 
 func dial(network, address string) error {
-	c, err := net.DialTimeout(network, address, timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	c, err := new(net.Dialer).DialContext(ctx, network, address)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package attempt
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -59,7 +60,7 @@ func kernel() []Attempt {
 			return unix.Mount("none", "/probe-proc", "proc", 0, "")
 		}},
 		{Name: "become root of a new user namespace", OwnKernel: true, Try: func(Targets) error {
-			c := exec.Command("/proc/self/exe")
+			c := exec.CommandContext(context.Background(), "/proc/self/exe")
 			c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}
 			if err := c.Start(); err != nil {
 				return err

@@ -1,6 +1,7 @@
 package attempt
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -51,7 +52,7 @@ func host(address string) string {
 }
 
 func datagram(to string) error {
-	c, err := net.Dial("udp4", to)
+	c, err := new(net.Dialer).DialContext(context.Background(), "udp4", to)
 	if err != nil {
 		return err
 	}
