@@ -34,9 +34,11 @@ func document(t testing.TB, h *hub) routers.Router {
 	}
 	// A repository's name holds slashes, which a path parameter of OpenAPI does not.
 	for _, path := range doc.Paths.InMatchingOrder() {
-		if strings.HasSuffix(path, "/{repository}") {
-			doc.Paths.Set(path[:len(path)-1]+":.+}", doc.Paths.Value(path))
+		content := strings.HasPrefix(path, "/files/") || strings.HasPrefix(path, "/charts/")
+		if strings.HasSuffix(path, "/{repository}") || content {
+			item := doc.Paths.Value(path)
 			doc.Paths.Delete(path)
+			doc.Paths.Set(strings.NewReplacer("{repository}", "{repository:.+}", "{path}", "{path:.+}", "{archive}", "{archive:[^/]+[.](?:tgz|prov)}").Replace(path), item)
 		}
 	}
 	router, err := gorillamux.NewRouter(doc)

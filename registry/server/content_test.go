@@ -1,9 +1,15 @@
 package server_test
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3filter"
 
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
@@ -87,4 +93,83 @@ func TestFileAccess(t *testing.T) {
 		t.Fatal(err)
 	}
 	do(429, "PUT", "/files/acme/tools/-/2.0/big", strings.Repeat("x", 200), as("wendy")...)
+}
+
+// What the document says of files and charts holds.
+func TestContentAPI(t *testing.T) {
+	openapi3filter.RegisterBodyDecoder("application/octet-stream", openapi3filter.FileBodyDecoder)
+	openapi3filter.RegisterBodyDecoder("application/offset+octet-stream", openapi3filter.FileBodyDecoder)
+	openapi3filter.RegisterBodyDecoder("application/gzip", openapi3filter.FileBodyDecoder)
+	openapi3filter.RegisterBodyDecoder("application/yaml", openapi3filter.FileBodyDecoder)
+	h := startHub(t)
+	router := document(t, h)
+	wendy, adam := basic("wendy", "pass-of-wendy"), basic("adam", "pass-of-adam")
+	archive := chartArchive(t, "note", "1.0.0")
+	location := ""
+	for _, tc := range []struct {
+		method, path, body, user string
+		status                   int
+		header                   []string
+	}{
+		{"PUT", "/files/acme/my/tools/-/1.0/a/b.bin", "content", wendy, 201, []string{"Content-Type", "application/octet-stream"}},
+		{"PUT", "/files/acme/my/tools/-/1.0/a/b.bin", "content", wendy, 200, []string{"Content-Type", "application/octet-stream"}},
+		{"PUT", "/files/acme/my/tools/-/1.0/a/b.bin", "other", wendy, 409, []string{"Content-Type", "application/octet-stream"}},
+		{"PUT", "/files/acme/my/tools/-/1.0/a/b.bin", "other", "", 401, []string{"Content-Type", "application/octet-stream"}},
+		{"GET", "/files/acme/my/tools/-/latest/a/b.bin", "", wendy, 200, nil},
+		{"GET", "/files/acme/my/tools/-/1.0/a/b.bin", "", wendy, 206, []string{"Range", "bytes=1-2"}},
+		{"GET", "/files/acme/my/tools/-/1.0/a/b.bin", "", wendy, 416, []string{"Range", "bytes=99-"}},
+		{"GET", "/files/acme/my/tools/-/1.0/nothere", "", wendy, 404, nil},
+		{"GET", "/files/acme/my/tools/-/?limit=1", "", wendy, 200, nil},
+		{"POST", "/files/acme/my/tools/-/2.0/c", "", wendy, 412, nil},
+		{"POST", "/files/acme/my/tools/-/2.0/c", "", wendy, 201, []string{"Tus-Resumable", "1.0.0", "Upload-Length", "3"}},
+		{"HEAD", "UPLOAD", "", wendy, 200, []string{"Tus-Resumable", "1.0.0"}},
+		{"PATCH", "UPLOAD", "ab", wendy, 204, []string{"Tus-Resumable", "1.0.0", "Upload-Offset", "0", "Content-Type", "application/offset+octet-stream"}},
+		{"PATCH", "UPLOAD", "ab", wendy, 409, []string{"Tus-Resumable", "1.0.0", "Upload-Offset", "0", "Content-Type", "application/offset+octet-stream"}},
+		{"DELETE", "UPLOAD", "", wendy, 204, []string{"Tus-Resumable", "1.0.0"}},
+		{"DELETE", "/files/acme/my/tools/-/1.0/a/b.bin", "", wendy, 403, nil},
+		{"DELETE", "/files/acme/my/tools/-/1.0/a/b.bin", "", adam, 204, nil},
+		{"POST", "/charts/api/acme/my/charts/charts", archive, wendy, 201, []string{"Content-Type", "application/gzip"}},
+		{"POST", "/charts/api/acme/my/charts/charts", "nonsense", wendy, 400, []string{"Content-Type", "application/gzip"}},
+		{"POST", "/charts/api/acme/my/charts/prov", "nonsense", wendy, 400, []string{"Content-Type", "text/plain"}},
+		{"GET", "/charts/acme/my/charts/index.yaml", "", wendy, 200, nil},
+		{"GET", "/charts/acme/my/charts/note-1.0.0.tgz", "", wendy, 200, nil},
+		{"GET", "/charts/acme/my/charts/note-1.0.0.tgz.prov", "", wendy, 404, nil},
+		{"GET", "/charts/api/acme/my/charts/charts", "", wendy, 200, nil},
+		{"GET", "/charts/api/acme/my/charts/charts/note", "", wendy, 200, nil},
+		{"GET", "/charts/api/acme/my/charts/charts/note/1.0.0", "", wendy, 200, nil},
+		{"DELETE", "/charts/api/acme/my/charts/charts/note/1.0.0", "", wendy, 403, nil},
+		{"DELETE", "/charts/api/acme/my/charts/charts/note/1.0.0", "", adam, 200, nil},
+	} {
+		t.Run(tc.method+" "+tc.path, func(t *testing.T) {
+			header := tc.header
+			if tc.user != "" {
+				header = append(header, "Authorization", tc.user)
+			}
+			path := strings.Replace(tc.path, "UPLOAD", location, 1)
+			resp, text := h.checked(router, tc.status < 400 && tc.method != "POST", tc.method, path, tc.body, header...)
+			if resp.StatusCode != tc.status {
+				t.Errorf("%d %s, want %d", resp.StatusCode, text, tc.status)
+			}
+			if tc.method == "POST" && strings.HasPrefix(resp.Header.Get("Location"), "/files/") {
+				location = resp.Header.Get("Location")
+			}
+		})
+	}
+}
+
+// chartArchive is a chart without templates.
+func chartArchive(t *testing.T, name, version string) string {
+	t.Helper()
+	var b bytes.Buffer
+	gz := gzip.NewWriter(&b)
+	w := tar.NewWriter(gz)
+	text := "apiVersion: v2\nname: " + name + "\nversion: " + version + "\n"
+	err := w.WriteHeader(&tar.Header{Name: name + "/Chart.yaml", Mode: 0o644, Size: int64(len(text))})
+	if err == nil {
+		_, err = w.Write([]byte(text))
+	}
+	if err := errors.Join(err, w.Close(), gz.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
 }
