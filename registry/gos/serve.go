@@ -81,7 +81,7 @@ func (r *Region) serveLocal(w http.ResponseWriter, req *http.Request, b *tracker
 		if u != "" {
 			h := w.Header()
 			h.Set("Location", u)
-			h.Set("Docker-Content-Digest", b.Digest.String())
+			setUnset(h, "Docker-Content-Digest", b.Digest.String())
 			h.Set("Cache-Control", "no-store") // the URL is good for a while only, and for whom it was made
 			h.Set("Content-Length", "0")
 			w.WriteHeader(http.StatusTemporaryRedirect)
@@ -129,11 +129,18 @@ func notModified(req *http.Request, d digest.Digest) bool {
 func serveContent(w http.ResponseWriter, req *http.Request, b *tracker.Blob, content io.ReadSeeker) {
 	h := w.Header()
 	h.Set("Content-Type", "application/octet-stream")
-	h.Set("Docker-Content-Digest", b.Digest.String())
-	h.Set("ETag", etag(b.Digest))
+	setUnset(h, "Docker-Content-Digest", b.Digest.String())
+	setUnset(h, "Etag", etag(b.Digest))
 	h.Set("Cache-Control", "private, max-age=31536000, immutable")
 	h.Set("X-Content-Type-Options", "nosniff")
 	http.ServeContent(w, req, "", time.Time{}, content)
+}
+
+// setUnset leaves alone what the caller has said: it may know the blob by another digest.
+func setUnset(h http.Header, key, value string) {
+	if h.Get(key) == "" {
+		h.Set(key, value)
+	}
 }
 
 // rangeStart guesses where a read will begin, so that it can be opened there: the first byte of a Range header of one

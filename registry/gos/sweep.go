@@ -8,6 +8,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+
+	"cumulet.io/registry/gos/tracker"
 )
 
 // Sizes of one step of the sweeper, and of the replica's.
@@ -72,10 +74,10 @@ func (r *Region) Sync(ctx context.Context) error {
 			if err := replica.Reset(ctx); err != nil {
 				return err
 			}
-			position = 0
+			position = tracker.Position{}
 			continue
 		}
-		if next == position {
+		if next.Seq == position.Seq {
 			return nil
 		}
 		if err := replica.Apply(ctx, changes, next); err != nil {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,15 +22,23 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/opencontainers/go-digest"
 
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/internal/testenv"
 	"cumulet.io/registry/directory"
+	"cumulet.io/registry/gos"
+	"cumulet.io/registry/gos/gostest"
+	"cumulet.io/registry/gos/s3"
 	"cumulet.io/registry/server"
 )
 
 // childDir is set in the environment of a test binary that is to be a registry process and nothing else.
 const childDir, childAddr = "CUMULET_TEST_REGISTRY_DIR", "CUMULET_TEST_REGISTRY_ADDR"
+
+// childS3 is the URL of the S3 server that a child keeps its blobs on; without it they are in its directory.
+const childS3 = "CUMULET_TEST_REGISTRY_S3"
 
 // serveChild is a registry process on the state in dir, until it is killed.
 func serveChild(dir, addr string) error {
@@ -38,7 +47,16 @@ func serveChild(dir, addr string) error {
 	if err != nil {
 		return err
 	}
-	s, err := server.New(ctx, server.Config{DB: db, Dir: dir, PublicURL: "http://" + addr, Logger: slog.New(slog.DiscardHandler),
+	var storage gos.Config
+	if endpoint := os.Getenv(childS3); endpoint != "" {
+		store, err := s3.Open(s3.Config{Endpoint: endpoint, Bucket: testenv.S3Bucket,
+			Credentials: credentials.NewStaticV4(testenv.S3AccessKey, testenv.S3SecretKey, "")})
+		if err != nil {
+			return err
+		}
+		storage = gos.Config{Name: "s3", Stores: map[string]gos.ObjectStore{"s3": store}}
+	}
+	s, err := server.New(ctx, server.Config{DB: db, Dir: dir, Storage: storage, PublicURL: "http://" + addr, Logger: slog.New(slog.DiscardHandler),
 		HashCost:  directory.HashCost{MemoryKiB: 64, Passes: 1},
 		Bootstrap: directory.Bootstrap{Org: "acme", Admin: directory.Credential{Name: "root", PasswordFile: filepath.Join(dir, "admin")}}})
 	if err != nil {
@@ -52,10 +70,10 @@ func serveChild(dir, addr string) error {
 }
 
 // startChild starts a registry process and waits until it serves.
-func startChild(t *testing.T, dir, addr string) *exec.Cmd {
+func startChild(t *testing.T, dir, addr, s3URL string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^$") //nolint:noctx // killed by the test, which is its point
-	cmd.Env = append(os.Environ(), childDir+"="+dir, childAddr+"="+addr)
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childAddr+"="+addr, childS3+"="+s3URL)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -75,9 +93,17 @@ func startChild(t *testing.T, dir, addr string) *exec.Cmd {
 	return cmd
 }
 
-// Killed at random moments under pushes, the registry keeps every push that it has answered, shows no image that is
-// not whole, and its tokens stay good.
+// Killed at random moments under pushes and pulls, the registry keeps every push that it has answered, shows no image that
+// is not whole, goes on with an upload where it was, and its tokens stay good.
 func TestKilledUnderPushes(t *testing.T) {
+	t.Run("directory", func(t *testing.T) { killedUnderPushes(t, "") })
+	t.Run("s3", func(t *testing.T) {
+		u, _ := testenv.S3(t)
+		killedUnderPushes(t, u)
+	})
+}
+
+func killedUnderPushes(t *testing.T, s3URL string) {
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv("CUMULET_TEST_SEED"); text != "" {
 		var err error
@@ -106,8 +132,10 @@ func TestKilledUnderPushes(t *testing.T) {
 		return append(as(t, ""), remote.WithAuth(&authn.Basic{Username: "root", Password: password()}))
 	}
 	const rounds, pushers = 5, 3
+	var location string
+	var chunks []byte
 	for round := range rounds {
-		child := startChild(t, dir, h.host)
+		child := startChild(t, dir, h.host, s3URL)
 		auth := login()
 		if round == 0 {
 			firstToken = h.answer(h.request(http.MethodGet, "/token?scope=registry:catalog:*", "", "Authorization", basic("root", password()))).Token
@@ -133,13 +161,55 @@ func TestKilledUnderPushes(t *testing.T) {
 				}
 			})
 		}
+		// An upload in chunks goes on over all kills.
+		chunk := gostest.Bytes(uint64(round), 70_000)
+		token := h.answer(h.request(http.MethodGet, "/token?scope=repository:acme/chunks:pull,push", "", "Authorization", basic("root", password()))).Token
+		header := []string{"Authorization", "Bearer " + token, "Content-Type", "application/octet-stream"}
+		if round == 0 {
+			resp, text := h.request(http.MethodPost, "/v2/acme/chunks/blobs/uploads/", "", header...)
+			if resp.StatusCode != http.StatusAccepted {
+				t.Fatalf("POST: %d %s", resp.StatusCode, text)
+			}
+			location = resp.Header.Get("Location")
+		}
+		resp, text := h.request(http.MethodPatch, location, string(chunk), header...)
+		if resp.StatusCode != http.StatusAccepted {
+			t.Fatalf("PATCH in round %d: %d %s", round, resp.StatusCode, text)
+		}
+		location = resp.Header.Get("Location")
+		chunks = append(chunks, chunk...)
+		wg.Go(func() {
+			for ctx.Err() == nil { // pulls
+				mu.Lock()
+				var a ack
+				if len(acked) > 0 {
+					a = acked[random.IntN(len(acked))]
+				}
+				mu.Unlock()
+				if a.ref == "" {
+					select {
+					case <-ctx.Done():
+					case <-time.After(10 * time.Millisecond):
+					}
+					continue
+				}
+				img, err := remote.Image(h.ref(t, a.ref), append(slices.Clip(auth), remote.WithContext(ctx))...)
+				if err != nil {
+					return // the registry is dead
+				}
+				_ = validate.Image(img) //nolint:errcheck // what counts is read at the end
+			}
+		})
 		select {
 		case <-under:
 		case <-time.After(time.Minute):
 			t.Error("no push was acknowledged in a minute")
 		}
 		// The moment of death is random; nothing is waited for.
-		time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond)
+		mu.Lock() // of random
+		moment := time.Duration(random.IntN(400)) * time.Millisecond
+		mu.Unlock()
+		time.Sleep(moment)
 		if err := child.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -150,12 +220,26 @@ func TestKilledUnderPushes(t *testing.T) {
 	if len(acked) == 0 {
 		t.Fatal("nothing was pushed: the test shows nothing")
 	}
-	child := startChild(t, dir, h.host)
+	child := startChild(t, dir, h.host, s3URL)
 	defer func() {
 		_ = child.Process.Kill() //nolint:errcheck // Wait tells
 		_ = child.Wait()         //nolint:errcheck // killed
 	}()
 	auth := login()
+	token := h.answer(h.request(http.MethodGet, "/token?scope=repository:acme/chunks:pull,push", "", "Authorization", basic("root", password()))).Token
+	u, err := url.Parse(location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	blob := digest.FromBytes(chunks)
+	q.Set("digest", blob.String())
+	u.RawQuery = q.Encode()
+	if resp, text := h.request(http.MethodPut, u.String(), "", "Authorization", "Bearer "+token); resp.StatusCode != http.StatusCreated {
+		t.Errorf("PUT of the upload in chunks: %d %s", resp.StatusCode, text)
+	} else if _, text := h.request(http.MethodGet, "/v2/acme/chunks/blobs/"+blob.String(), "", "Authorization", "Bearer "+token); text != string(chunks) {
+		t.Errorf("the upload in chunks is %d bytes, not %d", len(text), len(chunks))
+	}
 	for _, a := range acked {
 		img, err := remote.Image(h.ref(t, a.ref), auth...)
 		if err != nil || digestOf(t, img).String() != a.digest {

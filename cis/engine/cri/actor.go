@@ -84,6 +84,8 @@ type actor struct {
 	ips          []string
 	sandboxTry   time.Time
 	sandboxWait  time.Duration
+	consoleOf    string // the sandbox whose console is kept
+	stopConsole  context.CancelFunc
 	upAt         time.Time // when the sandbox came up
 	lost         bool      // the sandbox is gone, another one is needed
 	containers   []*container
@@ -378,6 +380,7 @@ func (a *actor) advance() {
 	if a.sandbox != sandboxReady {
 		return
 	}
+	a.keepConsole(a.sandboxID, a.rec.Incarnation)
 	a.watchDisk()
 	if a.rec.Stop != nil {
 		return
@@ -414,11 +417,11 @@ func (a *actor) choose() bool {
 			class = c
 		}
 	}
-	if h := a.e.cfg.Handlers[class]; h != "" {
+	h, why := a.e.handler(a.org, class)
+	if h != "" {
 		a.rec.Class, a.rec.Handler = class, h
 		return true
 	}
-	why := a.e.whyNot(class)
 	if class == "" {
 		why = fmt.Sprintf("node %s has no runtime that isolates; ask for runc by name to run without isolation", a.e.cfg.Node)
 	}

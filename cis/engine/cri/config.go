@@ -44,9 +44,14 @@ type Config struct {
 	// why not.
 	Handlers    map[cis.SandboxClass]string
 	Unavailable map[cis.SandboxClass]string
+	// KataOrgs are the orgs whose instances of class kata have another handler than that of Handlers: another hypervisor.
+	KataOrgs map[string]OrgKata
 	// Default is the class of an instance that asks for none; empty means the strongest of Handlers that isolates: runc
 	// must be asked for, or named here.
 	Default cis.SandboxClass
+	// Console is where the console of a virtual machine is written to, a pattern as ConsolePath has it; empty: it is not
+	// kept.
+	Console string
 	// Fence keeps orgs apart on the instances' network; nil leaves the network open.
 	Fence Fence
 	// Sink takes the reports.
@@ -80,6 +85,9 @@ type Config struct {
 	CrashBackoff Backoff
 	PullBackoff  Backoff
 }
+
+// OrgKata is an org's handler of class kata, or why it cannot be had. It is never replaced by another.
+type OrgKata struct{ Handler, Unavailable string }
 
 // Runsc is gVisor's command and the directory in which its shim has it keep the containers. Both are absolute.
 type Runsc struct{ Binary, Root string }

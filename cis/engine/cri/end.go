@@ -218,6 +218,9 @@ func (a *actor) finish() {
 	a.cleaning = true
 	a.save()
 	a.retire()
+	if a.stopConsole != nil {
+		a.stopConsole()
+	}
 	v, s, m := a.rec.Verdict, a.subject(), a.meter
 	metered := v.Phase != cis.Rejected && !a.rec.StartedAt.IsZero() && a.e.cfg.Meter != nil
 	nothing := a.sandboxID == "" && a.sandboxWait == 0 && !a.adopt

@@ -78,6 +78,11 @@ func New(cfg Config) (*Engine, error) {
 	if err := os.RemoveAll(filepath.Join(cfg.Root, "io")); err != nil {
 		return nil, fmt.Errorf("clear pipes: %w", err)
 	}
+	if cfg.Handlers[cis.Kata] != "" || len(cfg.KataOrgs) > 0 {
+		if err := propagate(filepath.Join(cfg.Root, "instances")); err != nil {
+			return nil, err
+		}
+	}
 	allowed, err := openGrants(cfg.Root)
 	if err != nil {
 		return nil, err
@@ -232,6 +237,17 @@ func (e *Engine) Classes(context.Context) ([]cis.SandboxClass, map[cis.SandboxCl
 		}
 	}
 	return have, missing
+}
+
+// handler is the runtime handler of an org's instances of a class, "" and why when there is none.
+func (e *Engine) handler(org string, class cis.SandboxClass) (handler, why string) {
+	if own, ok := e.cfg.KataOrgs[org]; ok && class == cis.Kata {
+		return own.Handler, own.Unavailable
+	}
+	if h := e.cfg.Handlers[class]; h != "" {
+		return h, ""
+	}
+	return "", e.whyNot(class)
 }
 
 func (e *Engine) whyNot(c cis.SandboxClass) string {

@@ -119,20 +119,22 @@ func (x *tx) keep(ctx context.Context, d digest.Digest) error {
 
 // PutInline stores a small blob in the tracker itself, from where every region has it.
 func (t *Tracker) PutInline(ctx context.Context, d digest.Digest, content []byte) error {
+	return t.inTx(ctx, "store manifest", func(ctx context.Context, x *tx) error { return x.putInline(ctx, d, content) })
+}
+
+func (x *tx) putInline(ctx context.Context, d digest.Digest, content []byte) error {
 	if content == nil {
 		content = []byte{}
 	}
-	return t.inTx(ctx, "store manifest", func(ctx context.Context, x *tx) error {
-		seq, err := x.next(ctx)
-		if err != nil {
-			return err
-		}
-		_, err = x.exec(ctx, `INSERT INTO gos_blobs (digest, size, inline, state, marked, lease, epoch, seq)
-			VALUES (?, ?, ?, 'live', 0, ?, ?, ?)
-			ON CONFLICT (digest) DO UPDATE SET inline = excluded.inline, state = 'live', lease = excluded.lease, seq = excluded.seq`,
-			d.String(), len(content), content, t.now().Add(t.lease).UnixMilli(), seq, seq)
+	seq, err := x.next(ctx)
+	if err != nil {
 		return err
-	})
+	}
+	_, err = x.exec(ctx, `INSERT INTO gos_blobs (digest, size, inline, state, marked, lease, epoch, seq)
+		VALUES (?, ?, ?, 'live', 0, ?, ?, ?)
+		ON CONFLICT (digest) DO UPDATE SET inline = excluded.inline, state = 'live', lease = excluded.lease, seq = excluded.seq`,
+		d.String(), len(content), content, x.t.now().Add(x.t.lease).UnixMilli(), seq, seq)
+	return err
 }
 
 // commitBlob makes an object, which was intended, the blob's. When the blob has an object in that region already, the

@@ -24,30 +24,39 @@ type fileRow struct {
 	size, modified                 int64
 }
 
-// Position is how far a replica has come.
-func (t *Tracker) Position(ctx context.Context) (int64, error) {
-	var n int64
+// Position is how far a replica has come: to the change Seq, from a start at which the removals up to Base were
+// forgotten. It needs none of those: it never had what they removed.
+type Position struct{ Seq, Base int64 }
+
+// Position is this replica's.
+func (t *Tracker) Position(ctx context.Context) (Position, error) {
+	var p Position
 	err := t.call(ctx, "read position", func(ctx context.Context) error {
-		return t.db.QueryRowContext(ctx, `SELECT last FROM gos_sequence WHERE id = 1`).Scan(&n)
+		return t.db.QueryRowContext(ctx, `SELECT last, purged FROM gos_sequence WHERE id = 1`).Scan(&p.Seq, &p.Base)
 	})
-	return n, err
+	return p, err
 }
 
 // Changes gives what has changed after a position, up to the position that it returns; anew says that so much is
-// forgotten that the replica must begin again at 0. Of a row that changed twice only the newest is there, and a tag's
+// forgotten that the replica must begin again, after Reset. Of a row that changed twice only the newest is there, and a tag's
 // rows come in the order of their numbers.
-func (t *Tracker) Changes(ctx context.Context, after int64, limit int) (changes []Change, position int64, anew bool, err error) {
+func (t *Tracker) Changes(ctx context.Context, from Position, limit int) (changes []Change, next Position, anew bool, err error) {
 	err = t.call(ctx, "read changes", func(ctx context.Context) error {
 		changes = nil
 		var last, purged int64
 		if err := t.db.QueryRowContext(ctx, `SELECT last, purged FROM gos_sequence WHERE id = 1`).Scan(&last, &purged); err != nil {
 			return err
 		}
-		if after > last || after > 0 && after < purged {
+		next = from
+		if from.Seq == 0 {
+			next.Base = purged
+		}
+		if from.Seq > last || from.Seq < purged && next.Base < purged {
 			anew = true
 			return nil
 		}
-		position = min(last, after+int64(limit))
+		after, position := from.Seq, min(last, from.Seq+int64(limit))
+		next.Seq = position
 		if position == after {
 			return nil
 		}
@@ -100,18 +109,18 @@ func (t *Tracker) Changes(ctx context.Context, after int64, limit int) (changes 
 		slices.SortFunc(changes, func(a, b Change) int { return int(a.seq - b.seq) })
 		return nil
 	})
-	return changes, position, anew, err
+	return changes, next, anew, err
 }
 
 // Apply takes over changes of another tracker. This one must be a replica: nothing else writes to it.
-func (t *Tracker) Apply(ctx context.Context, changes []Change, position int64) error {
+func (t *Tracker) Apply(ctx context.Context, changes []Change, position Position) error {
 	return t.inTx(ctx, "apply changes", func(ctx context.Context, x *tx) error {
 		for _, c := range changes {
 			if err := x.apply(ctx, c); err != nil {
 				return err
 			}
 		}
-		_, err := x.exec(ctx, `UPDATE gos_sequence SET last = ? WHERE id = 1`, position)
+		_, err := x.exec(ctx, `UPDATE gos_sequence SET last = ?, purged = ? WHERE id = 1`, position.Seq, position.Base)
 		return err
 	})
 }
@@ -165,7 +174,7 @@ func (t *Tracker) Reset(ctx context.Context) error {
 				return err
 			}
 		}
-		_, err := x.exec(ctx, `UPDATE gos_sequence SET last = 0 WHERE id = 1`)
+		_, err := x.exec(ctx, `UPDATE gos_sequence SET last = 0, purged = 0 WHERE id = 1`)
 		return err
 	})
 }

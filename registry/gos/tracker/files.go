@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"cumulet.io/internal/problem"
 )
 
@@ -136,6 +138,10 @@ func (x *tx) putFile(ctx context.Context, path string, content []byte, o Object,
 			return err
 		}
 	}
+	// A link says which blob it is to: that of another digest's algorithm is to the canonical one.
+	if target, err := digest.Parse(string(content)); err == nil && p.Kind == KindLayer {
+		p.Digest = target
+	}
 	if p.Kind == KindLayer || p.Kind == KindRevision {
 		if err := x.keep(ctx, p.Digest); err != nil {
 			return err
@@ -204,7 +210,11 @@ func (t *Tracker) Move(ctx context.Context, from, to string) error {
 			return x.putFile(ctx, to, f.Content, f.Object, f.Size)
 		}
 		if f.Object.Key == "" {
-			return problem.New(problem.ErrInvalid, "only what a writer stored becomes a blob")
+			// An upload of nothing wrote no object.
+			if p.Digest.Algorithm().FromBytes(f.Content) != p.Digest {
+				return problem.New(problem.ErrInvalid, "only what a writer stored becomes a blob")
+			}
+			return x.putInline(ctx, p.Digest, f.Content)
 		}
 		// commitBlob claims the object, so that one rule holds: what no row names is garbage.
 		if err := x.discard(ctx, f.Object, t.nowMillis()); err != nil {

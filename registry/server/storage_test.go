@@ -1,0 +1,191 @@
+package server_test
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+
+	"cumulet.io/internal/sqldb"
+	"cumulet.io/internal/testenv"
+	"cumulet.io/registry/gos"
+	"cumulet.io/registry/gos/dir"
+	"cumulet.io/registry/gos/tracker"
+	"cumulet.io/registry/server"
+)
+
+// socketLine is the line to a PostgreSQL on a socket; it can be cut.
+type socketLine struct {
+	mu    sync.Mutex
+	down  bool
+	conns []net.Conn
+}
+
+// newSocketLine puts a line before a PostgreSQL and gives the address behind which it is.
+func newSocketLine(t *testing.T, dsn string) (*socketLine, string) {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	front, err := os.MkdirTemp("/tmp", "cutest-line-") // a socket's path is bounded
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name = ".s.PGSQL.5432"
+	target := filepath.Join(u.Query().Get("host"), name)
+	l, err := net.Listen("unix", filepath.Join(front, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := &socketLine{}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("unix", target)
+			line.mu.Lock()
+			if err != nil || line.down {
+				client.Close()
+				if server != nil {
+					server.Close()
+				}
+				line.mu.Unlock()
+				continue
+			}
+			line.conns = append(line.conns, client, server)
+			line.mu.Unlock()
+			carry := func(to, from net.Conn) {
+				_, _ = io.Copy(to, from)
+				to.Close()
+				from.Close()
+			}
+			wg.Go(func() { carry(server, client) })
+			wg.Go(func() { carry(client, server) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		line.set(true)
+		wg.Wait()
+		if err := os.RemoveAll(front); err != nil {
+			t.Error(err)
+		}
+	})
+	q := u.Query()
+	q.Set("host", front)
+	u.RawQuery = q.Encode()
+	return line, u.String()
+}
+
+func (l *socketLine) set(down bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.down = down
+	if down {
+		for _, c := range l.conns {
+			c.Close()
+		}
+		l.conns = nil
+	}
+}
+
+// Without its tracker a region serves what it has, by tag and by digest; it takes no push, and says 503 to that and to
+// what it does not know.
+func TestTrackerDown(t *testing.T) {
+	line, dsn := newSocketLine(t, testenv.Postgres(t))
+	openTracker := func(dsn string) *tracker.Tracker {
+		db, err := sqldb.Open(t.Context(), dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := db.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		tr, err := tracker.Open(t.Context(), db, tracker.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tr
+	}
+	store, err := dir.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := startHub(t, func(c *server.Config) {
+		c.Storage = gos.Config{Name: "here", Stores: map[string]gos.ObjectStore{"here": store},
+			Tracker: openTracker(dsn), Replica: openTracker("sqlite:" + filepath.Join(t.TempDir(), "replica.db"))}
+	})
+	img := randomImage(t)
+	if err := remote.Write(h.ref(t, "acme/web:1"), img, as(t, "wendy")...); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Storage().Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	line.set(true)
+	bearer := h.bearer("wendy", "repository:acme/web:pull,push")
+	for range 2 { // found out, and known
+		got, err := remote.Image(h.ref(t, "acme/web:1"), as(t, "rita")...)
+		if err != nil {
+			t.Fatalf("pull with the tracker down: %v", err)
+		}
+		if err := validate.Image(got); err != nil || digestOf(t, got) != digestOf(t, img) {
+			t.Errorf("pull with the tracker down: %v", err)
+		}
+	}
+	tags, err := remote.List(h.ref(t, "acme/web:1").Context(), as(t, "rita")...)
+	if err != nil || strings.Join(tags, " ") != "1" {
+		t.Errorf("tags: %v, %v", tags, err)
+	}
+	missing := "sha256:" + strings.Repeat("0", 64)
+	for _, tc := range [][2]string{
+		{http.MethodPost, "/v2/acme/web/blobs/uploads/"},
+		{http.MethodPut, "/v2/acme/web/manifests/2"},
+		{http.MethodDelete, "/v2/acme/web/manifests/" + digestOf(t, img).String()},
+		{http.MethodGet, "/v2/acme/web/manifests/nosuch"},
+		{http.MethodGet, "/v2/acme/web/blobs/" + missing},
+	} {
+		body := ""
+		if tc[0] == http.MethodPut {
+			raw, err := img.RawManifest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			body = string(raw)
+		}
+		mediaType, err := img.MediaType()
+		if err != nil {
+			t.Fatal(err)
+		}
+		auth := bearer
+		if tc[0] == http.MethodDelete {
+			auth = h.bearer("adam", "repository:acme/web:delete")
+		}
+		resp, text := h.request(tc[0], tc[1], body, "Authorization", auth, "Content-Type", string(mediaType))
+		if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" || !strings.Contains(text, "UNAVAILABLE") {
+			t.Errorf("%s %s with the tracker down: %d %.200s", tc[0], tc[1], resp.StatusCode, text)
+		}
+	}
+	if err := h.Check(t.Context()); err == nil {
+		t.Error("the server is ready without its tracker")
+	}
+	line.set(false)
+	testenv.Eventually(t, time.Minute, func() error {
+		return remote.Write(h.ref(t, "acme/web:2"), randomImage(t), as(t, "wendy")...)
+	})
+}
