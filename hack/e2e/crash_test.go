@@ -72,15 +72,21 @@ func TestCrashes(t *testing.T) {
 		var down []string
 		for range 1 + rnd.IntN(4)/3 { // now and then two at once
 			v := victims[rnd.IntN(len(victims))]
+			// Who alone has heard how a container ended must not die with the only other one (docs/cis.md, limits).
+			if v == "containerd" && slices.Contains(down, "control") || v == "control" && slices.Contains(down, "containerd") {
+				continue
+			}
 			killed := !slices.Contains(down, v) && p.Kill(v)
 			t.Logf("kill -9 %s: %v", v, killed)
-			if killed && v != "containerd" && v != "filebeat" { // those two are started again by the server
+			if killed {
 				down = append(down, v)
 			}
 		}
 		time.Sleep(time.Duration(rnd.IntN(1000)) * time.Millisecond)
 		for _, v := range down {
-			p.Run(v)
+			if v != "containerd" && v != "filebeat" { // those two are started again by the server
+				p.Run(v)
+			}
 		}
 	}
 	for _, r := range platform.Roles() {

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -110,7 +111,7 @@ func (e *Engine) removeSandbox(ctx context.Context, id string) error {
 	err := e.stopSandbox(ctx, id)
 	if status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil {
 		e.log.Warn("sandbox does not stop, its shim is killed", "sandbox", id, "error", err)
-		if err = signalShim(id, unix.SIGKILL); err == nil {
+		if err = e.killShims(ctx, id); err == nil {
 			err = e.stopSandbox(ctx, id)
 		}
 	}
@@ -121,6 +122,19 @@ func (e *Engine) removeSandbox(ctx context.Context, id string) error {
 		return fmt.Errorf("remove sandbox: %w", err)
 	}
 	return nil
+}
+
+// killShims kills the shim of a sandbox, and those of its containers that have one of their own.
+func (e *Engine) killShims(ctx context.Context, sandbox string) error {
+	r, err := e.rt.ListContainers(ctx, &rt.ListContainersRequest{Filter: &rt.ContainerFilter{PodSandboxId: sandbox}})
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	err = signalShim(sandbox, unix.SIGKILL)
+	for _, c := range r.GetContainers() {
+		err = errors.Join(err, signalShim(c.Id, unix.SIGKILL))
+	}
+	return err
 }
 
 func (e *Engine) stopSandbox(ctx context.Context, id string) error {

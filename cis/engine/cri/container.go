@@ -228,6 +228,9 @@ func (a *actor) afterLostStart(ctx context.Context, name, id string, attempt int
 		!a.neverRan(st.Status, name, attempt)) {
 		return id, stageUnsure, nil
 	}
+	if serr == nil && st.Status.State == rt.ContainerState_CONTAINER_UNKNOWN {
+		return "", stageLost, err // its shim hangs in the start
+	}
 	_, rerr := a.e.rt.RemoveContainer(ctx, &rt.RemoveContainerRequest{ContainerId: id})
 	if rerr != nil && !isNotFound(rerr) {
 		err = errors.Join(err, rerr)
@@ -238,10 +241,11 @@ func (a *actor) afterLostStart(ctx context.Context, name, id string, attempt int
 // startErrorExitCode is what containerd, and gVisor's shim, say of a container that could not be started.
 const startErrorExitCode = 128
 
-// neverRan tells that an attempt which has ended was never more than a start that failed or was cut short: containerd
+// neverRan tells that an attempt which does not run was never more than a start that failed or was cut short: containerd
 // knows of no start, and nothing was written.
 func (a *actor) neverRan(s *rt.ContainerStatus, name string, attempt int) bool {
-	return s.StartedAt == 0 && (s.Reason != "" || s.ExitCode == startErrorExitCode) && !capture.Written(a.outputDir(name, attempt))
+	failed := s.Reason != "" || s.ExitCode == startErrorExitCode || s.State == rt.ContainerState_CONTAINER_UNKNOWN
+	return s.StartedAt == 0 && failed && !capture.Written(a.outputDir(name, attempt))
 }
 
 // dropContainer removes one attempt of a container, if it is there.

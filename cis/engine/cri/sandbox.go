@@ -488,6 +488,12 @@ func (a *actor) takeContainer(c *container, s *rt.ContainerStatus) {
 		// Made and never started: it is made again under the same number.
 		c.rec.Attempt--
 	default:
+		if a.neverRan(s, c.spec.Name, n) {
+			// Its shim hangs in a start that was cut short: it is made again, in another sandbox.
+			c.id, c.rec.ID, a.lost = "", "", true
+			c.rec.Attempt--
+			return
+		}
 		a.over(c, func() corev1.ContainerStateTerminated { return a.vanished(c, "The container's state is unknown") })
 	}
 }

@@ -223,7 +223,7 @@ func Purge(ctx context.Context, cfg *config.Config, w io.Writer) error {
 	}
 	if ctrd != nil {
 		if err := purgeSandboxes(ctx, ctrd, w); err != nil {
-			return err
+			fmt.Fprintln(w, "not every instance could be ended in good order:", err)
 		}
 		if err := ctrd.Purge(ctx); err != nil {
 			return err
