@@ -30,6 +30,10 @@ const (
 	AnnotationSize     = "cis.cumulet.io/size"
 )
 
+// GuestLog is the name by which the log of a virtual machine's own kernel is asked for, as if it were a container's; no
+// container can have it.
+const GuestLog = "_kernel"
+
 // Instance is one pod-shaped unit of work with its own sandbox.
 type Instance struct {
 	// ID is given by the service: "i-" and 20 characters of [0-9a-v].

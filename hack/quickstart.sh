@@ -8,7 +8,9 @@
 #   status  what runs
 #
 #   STATE=/var/lib/cumulet   where everything is kept
-#   SANDBOX=                 kata, gvisor or runc for the demo's pods; default the strongest that this machine supports
+#   SANDBOX=                 kata, gvisor or runc for the demo's pods; default the strongest that this machine supports.
+#                            kata on a machine without hardware virtualisation runs its virtual machines by emulation
+#                            (hack/kata): the real thing, slow, and no boundary to rely on
 #   KUBECONFIG=              a cluster of your own, that can reach this machine at NODE_ADDRESS
 #   NODE_ADDRESS=127.0.0.1   where the cluster's API server reaches this machine
 set -euo pipefail
@@ -22,6 +24,7 @@ own=${KUBECONFIG:-}
 registry=127.0.0.1:5000
 api=http://127.0.0.1:8440
 bin=$("$here/tools.sh" --print-bin)
+cache=$("$here/tools.sh" --print-cache)
 config=$STATE/cisd.yaml
 kubeconfig=${own:-$STATE/cluster/admin.kubeconfig}
 session=$STATE/demo/session.json
@@ -69,6 +72,9 @@ stop() {
 	rm -f "$STATE/$1.pid"
 }
 
+# emulated: Kata is asked for, and this machine's processor cannot virtualise.
+emulated() { [[ ${SANDBOX:-} == kata ]] && ! grep -qwE 'vmx|svm' /proc/cpuinfo; }
+
 install() {
 	[[ $(id -u) -eq 0 ]] || die "root is needed: instances are made of namespaces, cgroups and networks"
 	say "Installing and building what is missing (a first run takes some minutes; the next one seconds)"
@@ -77,7 +83,19 @@ install() {
 	else
 		"$here/tools.sh" debian-runtime containerd cni gvisor filebeat images devcluster
 	fi
+	if emulated; then "$here/tools.sh" debian-kata kata-shim kata; fi
 	make --no-print-directory build
+}
+
+# machines starts the service that gives Kata's shim virtual machines by emulation.
+machines() {
+	emulated || return 0
+	say "Starting virtual machines by emulation: this processor shows no vmx or svm"
+	"$bin/kata-vmservice" -print-config -socket "$STATE/vm/service.sock" >"$STATE/kata.toml"
+	mkdir -p "$STATE/vm"
+	background vmservice "$bin/kata-vmservice" -socket "$STATE/vm/service.sock" -state "$STATE/vm/machines" -syslog "$STATE/log/kata-shims.log" \
+		-kernel "$cache/kata/vmlinuz" -initrd "$cache/kata/initrd.img" -qemu "$(command -v qemu-system-x86_64)"
+	until_ok 30 "the VM service" test -S "$STATE/vm/service.sock"
 }
 
 configure() {
@@ -89,10 +107,11 @@ configure() {
 		control:
 		  cri:
 		    binDir: $bin
-		    pauseImage: $("$here/tools.sh" --print-cache)/images/pause.tar
+		    pauseImage: $cache/images/pause.tar
 		    allowRuncDefault: true
 		    cpu: 64        # a demo may promise more than the machine has
 		    memoryGiB: 64
+		$(emulated && printf '    kataConfig: %s\n    kata: {console: "%s"}' "$STATE/kata.toml" "$STATE/vm/machines/{id:16}/console.log")
 		kubelet:
 		  kubeconfig: $STATE/kubelet.kubeconfig
 		  listen: $NODE_ADDRESS:10250
@@ -136,6 +155,7 @@ up() {
 	install
 	configure
 	cluster
+	machines
 	platform
 	"$here/demo/demo.sh"
 	say "It runs on. How to use it"
@@ -157,13 +177,14 @@ down() {
 	fi
 	stop cisd 60
 	[[ -e $config && -x $root/bin/cisd ]] && "$root/bin/cisd" purge --config "$config"
+	stop vmservice 30
 	stop devcluster 30
 	rm -rf "$STATE"
 	echo "    everything is gone"
 }
 
 status() {
-	for p in devcluster cisd; do alive $p && echo "$p runs (pid $(cat "$STATE/$p.pid"))" || echo "$p is stopped"; done
+	for p in devcluster vmservice cisd; do alive $p && echo "$p runs (pid $(cat "$STATE/$p.pid"))" || echo "$p is stopped"; done
 }
 
 export STATE registry api session kubeconfig bin root

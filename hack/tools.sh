@@ -5,7 +5,7 @@
 #
 #   hack/tools.sh              everything
 #   hack/tools.sh NAME...      some of: debian-runtime debian-test containerd
-#                              cni gvisor devcluster filebeat versitygw
+#                              cni gvisor devcluster filebeat helm versitygw
 #                              oidcprovider lint images debian-kata kata-shim kata,
 #                              and for the benchmarks alone: distribution
 #   hack/tools.sh --print-bin  print the directory of the built binaries
@@ -31,7 +31,7 @@ set -euo pipefail
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$hack")
 cache=${CUMULET_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/cumulet}
-all=(debian-runtime containerd cni gvisor devcluster filebeat versitygw oidcprovider debian-test images debian-kata kata-shim kata lint)
+all=(debian-runtime containerd cni gvisor devcluster filebeat helm versitygw oidcprovider debian-test images debian-kata kata-shim kata lint)
 # What the benchmarks measure against; everything is not these.
 bench=(distribution)
 
@@ -128,6 +128,7 @@ version_of() {
 	gvisor) module=gvisor.dev/gvisor ;;
 	devcluster) module=k8s.io/kubernetes ;;
 	filebeat) module=github.com/elastic/beats/v7 ;;
+	helm) module=helm.sh/helm/v4 ;;
 	versitygw) module=github.com/versity/versitygw ;;
 	oidcprovider) module=github.com/zitadel/oidc/v3 ;;
 	lint) module=github.com/golangci/golangci-lint/v2 ;;
@@ -211,6 +212,11 @@ build_devcluster() {
 build_filebeat() {
 	cd "$hack/filebeat"
 	go_build "$1" -ldflags "-s -w" .
+}
+
+build_helm() {
+	cd "$hack/helm"
+	go_build "$1" -ldflags "-s -w -X helm.sh/helm/v4/internal/version.version=$2" tool
 }
 
 # Kata's own shim from a copy of its module, with the one file that its Makefile

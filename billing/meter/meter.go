@@ -193,14 +193,21 @@ func (w *Writer) beats() (uint64, error) {
 	if w.broken {
 		return w.written, nil
 	}
-	wall, mono := w.opts.Clock.Now()
+	now, mono := w.opts.Clock.Now()
+	wall := now
+	if w.opts.Evidence != nil {
+		if behind := now.Sub(w.opts.Evidence()); behind > 0 {
+			wall = now.Add(-behind)
+			mono.Nanos -= behind.Nanoseconds()
+		}
+	}
 	for _, l := range w.lives {
 		if !l.attached || l.last.Kind == billing.EventStopped || l.last.Clock.Boot == mono.Boot &&
 			time.Duration(mono.Nanos-l.last.Clock.Nanos) < w.opts.Heartbeat {
 			continue
 		}
 		ev := grow(l.last, wall, mono)
-		ev.Kind, ev.Sequence = billing.EventHeartbeat, nextSequence(l.last, mono)
+		ev.Kind, ev.Sequence, ev.Time = billing.EventHeartbeat, nextSequence(l.last, mono), now
 		if err := w.append(l, ev); err != nil {
 			return 0, err
 		}

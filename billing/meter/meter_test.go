@@ -171,6 +171,30 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// A heartbeat tells no more than is known, and none is made that would tell nothing new.
+func TestEvidence(t *testing.T) {
+	dir, clock, ctx := t.TempDir(), newClock(), context.Background()
+	var known time.Duration // after the start
+	began, _ := clock.Now()
+	w := open(t, dir, Options{Clock: clock, Evidence: func() time.Time { return began.Add(known) }})
+	m := start(t, w, subject("i-1"))
+	must(t, m.MarkRunning())
+	clock.add(100 * time.Second)
+	known = 30 * time.Second
+	must(t, w.beat()) // not yet an interval
+	known = 70 * time.Second
+	must(t, w.beat())
+	must(t, w.beat())
+	must(t, m.Stop(ctx, began.Add(80*time.Second), "Completed"))
+	must(t, w.Close())
+	evs, _ := events(t, dir)
+	last, beat := evs[len(evs)-1], evs[len(evs)-2]
+	if len(evs) != 4 || beat.Kind != billing.EventHeartbeat || beat.RunningMillis != 70_000 || last.RunningMillis != 80_000 ||
+		!beat.Time.Equal(began.Add(100*time.Second)) || !beat.At.Equal(began.Add(known)) {
+		t.Errorf("%+v", evs)
+	}
+}
+
 func TestReboot(t *testing.T) {
 	dir, clock, ctx := t.TempDir(), newClock(), context.Background()
 	w := open(t, dir, Options{Clock: clock})

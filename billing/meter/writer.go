@@ -54,6 +54,9 @@ type Options struct {
 	Logger *slog.Logger
 	// Heartbeat is how often a live meter appends an event; 0 means billing.HeartbeatInterval.
 	Heartbeat time.Duration
+	// Evidence is until when (wall clock) the instances with a live meter are known to have lived; nil means now. A
+	// heartbeat tells no more than that: an end that is learned of later than it happened is then never before it.
+	Evidence func() time.Time
 	// MaxFileBytes begins a new file above it; 0 means DefaultMaxFileBytes. A new UTC day begins one too.
 	MaxFileBytes int64
 	// KeepStopped is how long an ended life is remembered, so that a late Start of it makes no second one; 0 means

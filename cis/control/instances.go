@@ -54,7 +54,7 @@ func (c *Control) Create(ctx context.Context, org string, req cis.CreateRequest)
 		if err := c.quota(org).admits(ofOrg, size); err != nil {
 			return err
 		}
-		return host.admits(total, sandbox.OverheadOf(class).On(size))
+		return host.admits(total, sandbox.OverheadOf(class, size).On(size))
 	}
 	in, created, err := c.store.Create(ctx, n)
 	if err != nil {

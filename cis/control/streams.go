@@ -118,7 +118,8 @@ func (c *Control) Logs(ctx context.Context, org, id string, req cis.LogRequest) 
 	case err != nil:
 		return nil, err
 	}
-	if err := hasContainer(in, req.Container); err != nil {
+	// A virtual machine's own log is read as if a container had that name.
+	if err := hasContainer(in, req.Container); err != nil && (req.Container != cis.GuestLog || in.Status.SandboxClass != cis.Kata) {
 		return nil, err
 	}
 	reader, ok := c.engine.(engine.LogReader)

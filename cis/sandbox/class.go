@@ -20,12 +20,14 @@ type Overhead struct {
 	GuestMiB int64
 }
 
-// OverheadOf is the overhead of a class: Kata's is the guest's kernel, the virtual machine monitor and virtiofsd, with
-// the CPU of Kata's own RuntimeClasses; gVisor's is the Sentry, runc's the pause process and the shim.
-func OverheadOf(c cis.SandboxClass) Overhead {
+// OverheadOf is the overhead of a class for an instance of a size: Kata's is the guest's kernel, the virtual machine
+// monitor and virtiofsd, with the CPU of Kata's own RuntimeClasses; gVisor's is the Sentry, runc's the pause process and
+// the shim.
+func OverheadOf(c cis.SandboxClass, s billing.Size) Overhead {
 	switch c {
 	case cis.Kata:
-		return Overhead{MilliCPU: 250, MemoryMiB: 256, GuestMiB: 96}
+		guest := 128 + s.MemoryMiB/64 // Linux keeps 64 bytes for each page of 4 KiB
+		return Overhead{MilliCPU: 250, MemoryMiB: guest + 160, GuestMiB: guest}
 	case cis.GVisor:
 		return Overhead{MilliCPU: 50, MemoryMiB: 64}
 	}

@@ -19,6 +19,11 @@ type Options struct {
 	BinDirs []string
 	// KataConfig is Kata's configuration file; "" means the shim's own default places.
 	KataConfig string
+	// KataConfigs are configuration files by hypervisor, instead of KataConfig; Hypervisor names the one that instances get.
+	KataConfigs map[string]string
+	Hypervisor  string
+	// OwnContainerd tells that the server's own containerd runs the instances.
+	OwnContainerd bool
 	// AllowRuncDefault lets runc be the default where nothing stronger is available.
 	AllowRuncDefault bool
 	// Root is where /proc and /dev are looked for; default "/".
@@ -30,12 +35,6 @@ type Options struct {
 // versionTimeout bounds a runtime's version command.
 const versionTimeout = 10 * time.Second
 
-// kataConfigs are where the shim looks for its configuration (kata-containers, utils/config).
-func kataConfigs() []string {
-	return []string{"/etc/kata-containers/configuration.toml", "/opt/kata/share/defaults/kata-containers/configuration.toml",
-		"/usr/share/defaults/kata-containers/configuration.toml"}
-}
-
 // Host looks at the machine. A device file alone proves nothing: /dev/kvm is there also on virtual machines whose CPU
 // cannot virtualise, so the CPU's flags count.
 func Host(ctx context.Context, o Options) Report {
@@ -45,20 +44,16 @@ func Host(ctx context.Context, o Options) Report {
 	if o.Run == nil {
 		o.Run = run
 	}
-	r := Report{Findings: []Finding{
-		{cis.Kata, Handler(cis.Kata), []Check{o.cpu(), o.device("dev/kvm", "load the kvm_intel or kvm_amd module"),
-			o.device("dev/vhost-vsock", "modprobe vhost_vsock"), o.program("containerd-shim-kata-v2", "install Kata Containers"), o.kataConfig()}},
-		{cis.GVisor, Handler(cis.GVisor), []Check{o.runs(ctx, "runsc", "install gVisor, or hack/tools.sh gvisor"),
+	r := Report{Findings: append(o.kata(ctx),
+		Finding{Class: cis.GVisor, Handler: Handler(cis.GVisor), Checks: []Check{o.runs(ctx, "runsc", "install gVisor, or hack/tools.sh gvisor"),
 			o.program("containerd-shim-runsc-v1", "install gVisor's containerd shim, or hack/tools.sh gvisor")}},
-		{cis.Runc, Handler(cis.Runc), []Check{o.runs(ctx, "runc", "apt-get install runc"),
+		Finding{Class: cis.Runc, Handler: Handler(cis.Runc), Checks: []Check{o.runs(ctx, "runc", "apt-get install runc"),
 			o.program("containerd-shim-runc-v2", "install containerd, or hack/tools.sh containerd")}},
-	}}
-	if c := o.kataConfig(); c.OK {
-		r.KataConfig = c.Found
-	}
-	for _, f := range r.Findings {
-		if f.Available() && (f.Class != cis.Runc || o.AllowRuncDefault) {
-			r.Default = f.Class
+	)}
+	have, _ := r.Handlers()
+	for _, c := range Classes() {
+		if have[c] != "" && (c != cis.Runc || o.AllowRuncDefault) {
+			r.Default = c
 			break
 		}
 	}
@@ -131,21 +126,11 @@ func (o Options) runs(ctx context.Context, name, fix string) Check {
 		return Check{Name: name, Found: fmt.Sprintf("%s --version: %v", c.Found, err), Fix: fix}
 	}
 	version, _, _ := strings.Cut(out, "\n")
+	if _, v, ok := strings.Cut(version, ", version: "); ok { // Kata's shim says much else on the line
+		version, _, _ = strings.Cut("version "+v, ",")
+	}
 	c.Found += " (" + strings.TrimSpace(version) + ")"
 	return c
-}
-
-func (o Options) kataConfig() Check {
-	places := kataConfigs()
-	if o.KataConfig != "" {
-		places = []string{o.KataConfig}
-	}
-	for _, p := range places {
-		if _, err := os.Stat(filepath.Join(o.Root, p)); err == nil {
-			return Check{Name: "Kata configuration", OK: true, Found: p}
-		}
-	}
-	return Check{Name: "Kata configuration", Found: "none of " + strings.Join(places, ", "), Fix: "install Kata Containers, or set control.cri.kataConfig"}
 }
 
 func run(ctx context.Context, path string, args ...string) (string, error) {

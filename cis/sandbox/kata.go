@@ -133,7 +133,7 @@ func Annotations(class cis.SandboxClass, s billing.Size, cpus int) map[string]st
 	}
 	n := min(max(1, (s.MilliCPU+999)/1000), int64(max(1, cpus)))
 	return map[string]string{
-		annotations.DefaultMemory: strconv.FormatInt(s.MemoryMiB+OverheadOf(class).GuestMiB, 10),
+		annotations.DefaultMemory: strconv.FormatInt(s.MemoryMiB+OverheadOf(class, s).GuestMiB, 10),
 		annotations.DefaultVCPUs:  strconv.FormatInt(n, 10),
 	}
 }

@@ -43,8 +43,10 @@ type Check struct {
 type Finding struct {
 	Class cis.SandboxClass `json:"class"`
 	// Handler is the containerd runtime handler.
-	Handler string  `json:"handler"`
-	Checks  []Check `json:"checks"`
+	Handler string `json:"handler"`
+	// KataConfig is the configuration file of class kata; "" when there is none.
+	KataConfig string  `json:"kataConfig,omitempty"`
+	Checks     []Check `json:"checks"`
 }
 
 // Available tells whether every check passed.
@@ -61,26 +63,37 @@ func (f Finding) Why() string {
 	return strings.Join(missing, "; ")
 }
 
-// Report is what the host can do, strongest class first.
+// Report is what the host can do, strongest class first; of Kata there may be several findings, of which the first counts
+// and the others are for the orgs that have another hypervisor.
 type Report struct {
 	Findings []Finding `json:"findings"`
 	// Default is the class of an instance that asks for none; "" when there is none.
 	Default cis.SandboxClass `json:"default"`
-	// KataConfig is the Kata configuration file that was found; "" when there is none.
-	KataConfig string `json:"kataConfig,omitempty"`
 }
 
 // Handlers are the handlers of the available classes, and why the others are not.
 func (r Report) Handlers() (have map[cis.SandboxClass]string, why map[cis.SandboxClass]string) {
 	have, why = map[cis.SandboxClass]string{}, map[cis.SandboxClass]string{}
 	for _, f := range r.Findings {
-		if f.Available() {
+		switch {
+		case have[f.Class] != "" || why[f.Class] != "":
+		case f.Available():
 			have[f.Class] = f.Handler
-		} else {
+		default:
 			why[f.Class] = f.Why()
 		}
 	}
 	return have, why
+}
+
+// Finding gives the finding of a handler; nil when there is none.
+func (r Report) Finding(handler string) *Finding {
+	for i := range r.Findings {
+		if r.Findings[i].Handler == handler {
+			return &r.Findings[i]
+		}
+	}
+	return nil
 }
 
 // Choose gives the class that an instance runs in and its handler. "" asks for the default. A class is never replaced by
@@ -120,23 +133,24 @@ func (r Report) lacking() string {
 // Write prints the report as a table for people.
 func (r Report) Write(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 4, 3, ' ', 0)
-	fmt.Fprintln(tw, "CLASS\tAVAILABLE\tNEEDS\tFOUND\tFIX")
+	fmt.Fprintln(tw, "CLASS\tHANDLER\tAVAILABLE\tNEEDS\tFOUND\tFIX")
+	said := false
 	for _, f := range r.Findings {
 		available := "no"
 		if f.Available() {
 			available = "yes"
 		}
-		if f.Class == r.Default {
-			available += " (default)"
+		if f.Class == r.Default && !said {
+			available, said = available+" (default)", true
 		}
-		class := string(f.Class)
+		class, handler := string(f.Class), f.Handler
 		for _, c := range f.Checks {
 			fix := c.Fix
 			if c.OK {
 				fix = "-"
 			}
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", class, available, c.Name, c.Found, fix)
-			class, available = "", ""
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", class, handler, available, c.Name, c.Found, fix)
+			class, handler, available = "", "", ""
 		}
 	}
 	return tw.Flush()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cumulet.io/billing"
 	"cumulet.io/cis"
 	"cumulet.io/internal/problem"
 )
@@ -21,6 +24,10 @@ func host(t *testing.T, files map[string]string) Options {
 	root := t.TempDir()
 	for name, text := range files {
 		p := filepath.Join(root, name)
+		if text == "socket" {
+			listen(t, root, name)
+			continue
+		}
 		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -43,6 +50,30 @@ func host(t *testing.T, files map[string]string) Options {
 		}}
 }
 
+const qemuConfig = "[hypervisor.qemu]\npath = '/opt/qemu'\nkernel = '/opt/vmlinux'\n"
+
+// listen makes a socket of datagrams, or of a stream where its name says so.
+func listen(t *testing.T, root, name string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(root, filepath.Dir(name)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(root) // for the path is short then
+	if strings.HasSuffix(name, ".stream") {
+		l, err := net.Listen("unix", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return
+	}
+	c, err := net.ListenPacket("unixgram", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+}
+
 // A report travels as JSON: what a program needs of it must be there.
 func TestReportJSON(t *testing.T) {
 	data, err := json.Marshal(Host(t.Context(), host(t, map[string]string{"bin/runc": "", "bin/containerd-shim-runc-v2": ""})))
@@ -61,7 +92,8 @@ func TestReportJSON(t *testing.T) {
 
 func TestHost(t *testing.T) {
 	const vmx = "processor: 0\nflags\t\t: fpu vmx sse\n"
-	kata := map[string]string{"proc/cpuinfo": vmx, "dev/kvm": "device", "dev/vhost-vsock": "device", "bin/containerd-shim-kata-v2": "", "kata.toml": ""}
+	kata := map[string]string{"proc/cpuinfo": vmx, "dev/kvm": "device", "dev/vhost-vsock": "device", "bin/containerd-shim-kata-v2": "", "kata.toml": qemuConfig,
+		"opt/qemu": "", "opt/vmlinux": "", "dev/log": "socket"}
 	gvisor := map[string]string{"bin/runsc": "", "bin/containerd-shim-runsc-v1": ""}
 	runc := map[string]string{"bin/runc": "", "bin/containerd-shim-runc-v2": ""}
 	all := func(ms ...map[string]string) map[string]string {
@@ -93,6 +125,14 @@ func TestHost(t *testing.T) {
 		{name: "a runtime that does not start", files: all(runc, gvisor, map[string]string{"bin/runsc": "broken"}), asked: cis.GVisor, err: "exec format error"},
 		{name: "a shim is missing", files: map[string]string{"bin/runsc": ""}, asked: cis.GVisor, err: "containerd-shim-runsc-v1: not found"},
 		{name: "no device", files: all(kata, map[string]string{"dev/kvm": "a file"}), asked: cis.Kata, err: "/dev/kvm: not a device"},
+		{name: "what Kata's configuration names is not there", files: all(kata, map[string]string{"kata.toml": strings.Replace(qemuConfig, "vmlinux", "gone", 1)}),
+			asked: cis.Kata, err: "guest kernel: missing: /opt/gone"},
+		{name: "a configuration that is none", files: all(kata, map[string]string{"kata.toml": "[hypervisor"}), asked: cis.Kata, err: "Kata configuration: read Kata's configuration"},
+		{name: "a VM service needs no KVM", files: map[string]string{"bin/containerd-shim-kata-v2": "", "dev/log": "socket", "vm.stream": "socket",
+			"kata.toml": "[hypervisor.remote]\nremote_hypervisor_socket = '/vm.stream'\n"}, want: cis.Kata},
+		{name: "a VM service that is down", files: map[string]string{"bin/containerd-shim-kata-v2": "", "dev/log": "socket",
+			"kata.toml": "[hypervisor.remote]\nremote_hypervisor_socket = '/vm.stream'\n"}, asked: cis.Kata, err: "VM service: nobody listens at /vm.stream"},
+		{name: "no syslog", files: without(kata, "dev/log"), asked: cis.Kata, err: "syslog: nobody listens"},
 		{name: "unknown", files: runc, asked: "jail", err: "must be kata, gvisor or runc"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -117,5 +157,63 @@ func TestHost(t *testing.T) {
 				t.Errorf("%v\n%s", err, b.String())
 			}
 		})
+	}
+}
+
+func without(files map[string]string, name string) map[string]string {
+	m := maps.Clone(files)
+	delete(m, name)
+	return m
+}
+
+// Each org's hypervisor has its own configuration and handler; the first finding is what the class means to the others.
+func TestHypervisors(t *testing.T) {
+	o := host(t, map[string]string{"proc/cpuinfo": "flags : vmx\n", "dev/kvm": "device", "dev/vhost-vsock": "device", "dev/log": "socket",
+		"bin/containerd-shim-kata-v2": "", "opt/qemu": "", "opt/vmlinux": "", "opt/clh": "",
+		"qemu.toml": qemuConfig, "clh.toml": "[hypervisor.clh]\npath = '/opt/clh'\n", "fc.toml": "[hypervisor.firecracker]\npath = '/opt/fc'\n"})
+	o.KataConfigs, o.Hypervisor, o.OwnContainerd = map[string]string{"qemu": "qemu.toml", "clh": "clh.toml", "fc": "fc.toml"}, "qemu", true
+	r := Host(t.Context(), o)
+	if have, why := r.Handlers(); have[cis.Kata] != "kata-qemu" || why[cis.Kata] != "" || r.Default != cis.Kata {
+		t.Errorf("%v %v %s", have, why, r.Default)
+	}
+	if f := r.Finding("kata-clh"); f == nil || !f.Available() || f.KataConfig != "clh.toml" {
+		t.Errorf("clh %+v", f)
+	}
+	f := r.Finding("kata-fc")
+	if f == nil || !strings.Contains(f.Why(), "hypervisor: missing: /opt/fc") || !strings.Contains(f.Why(), "devmapper") {
+		t.Errorf("fc %+v", f)
+	}
+	o.Hypervisor = "fc" // of which the host has not everything: the class is not to be had, whatever the others
+	if have, why := Host(t.Context(), o).Handlers(); have[cis.Kata] != "" || why[cis.Kata] == "" {
+		t.Errorf("%v %v", have, why)
+	}
+}
+
+func TestKataDropIn(t *testing.T) {
+	text, err := KataDropIn(KataConfig{Hypervisor: "clh", Annotations: []string{"default_vcpus", "x"}}, KataOptions{Template: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"[hypervisor.clh]", "['default_vcpus', 'x', 'default_memory']", "enable_template = true", "sandbox_cgroup_only = true"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("the drop-in lacks %q:\n%s", want, text)
+		}
+	}
+	for _, tc := range []struct {
+		size        billing.Size
+		cpus        int
+		vcpus, want string
+	}{
+		{billing.Size{MilliCPU: 250, MemoryMiB: 512}, 8, "1", "648"},
+		{billing.Size{MilliCPU: 4000, MemoryMiB: 8192}, 8, "4", "8448"},
+		{billing.Size{MilliCPU: 64000, MemoryMiB: 131072}, 8, "8", "133248"},
+	} {
+		a := Annotations(cis.Kata, tc.size, tc.cpus)
+		if a["io.katacontainers.config.hypervisor.default_vcpus"] != tc.vcpus || a["io.katacontainers.config.hypervisor.default_memory"] != tc.want || len(a) != 2 {
+			t.Errorf("%v: %v", tc.size, a)
+		}
+	}
+	if a := Annotations(cis.Runc, billing.Size{}, 1); a != nil {
+		t.Errorf("runc: %v", a)
 	}
 }

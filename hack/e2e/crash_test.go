@@ -127,7 +127,7 @@ func TestCrashes(t *testing.T) {
 		}
 		return nil
 	})
-	testenv.Eventually(t, time.Minute, func() error { return p.Leftovers() })
+	testenv.Eventually(t, 2*time.Minute, func() error { return p.Leftovers() })
 
 	for name, n := range want {
 		if deleted[name] {

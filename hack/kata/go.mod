@@ -12,6 +12,8 @@ require (
 	google.golang.org/protobuf v1.36.8
 )
 
+require go.uber.org/goleak v1.3.0
+
 require (
 	github.com/containerd/log v0.1.0 // indirect
 	github.com/cyphar/filepath-securejoin v0.4.1

@@ -33,6 +33,8 @@ type Config struct {
 	Ready func(context.Context) error
 	// Metrics is where the service registers its own metrics and what /metrics answers from.
 	Metrics *prometheus.Registry
+	// Gather has metrics of others, that are answered beside; may be nil.
+	Gather prometheus.Gatherer
 	// Logger gets one line for each failed request, and for each request at debug.
 	Logger *slog.Logger
 	// Grace bounds the wait for open requests at the stop; 0 means 10 s.
@@ -99,7 +101,7 @@ func handler(c Config) http.Handler {
 		fmt.Fprintln(w, "ok")
 	})
 	if c.Metrics != nil {
-		mux.Handle("GET /metrics", promhttp.HandlerFor(c.Metrics, promhttp.HandlerOpts{}))
+		mux.Handle("GET /metrics", promhttp.HandlerFor(gatherers(c), promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
 	}
 	mux.Handle("/", otelhttp.NewHandler(c.Handler, c.Role))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -182,4 +184,12 @@ func (w *statusWriter) ReadFrom(r io.Reader) (int64, error) {
 		w.status = http.StatusOK
 	}
 	return copyTo(w.ResponseWriter, r)
+}
+
+func gatherers(c Config) prometheus.Gatherers {
+	all := prometheus.Gatherers{c.Metrics}
+	if c.Gather != nil {
+		all = append(all, c.Gather)
+	}
+	return all
 }

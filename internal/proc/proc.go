@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -151,7 +152,7 @@ func (c Child) once(ctx context.Context, log *slog.Logger) error {
 		if err != nil {
 			return err
 		}
-		cmd.Env = append(c.environ()[:len(c.environ()):len(c.environ())], mark)
+		cmd.Env = slices.Concat(c.environ(), []string{mark})
 	}
 	// A group of its own: Ctrl-C at a terminal is for this process, which then
 	// stops its children in its own order.

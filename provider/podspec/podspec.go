@@ -133,7 +133,6 @@ func (b *Builder) Build(ctx context.Context, pod *corev1.Pod) (*Result, error) {
 	if spec.RegistryAuth, err = b.registryAuth(ctx, pod, out); err != nil {
 		return nil, err
 	}
-	unenforced(pod, out)
 	return out, nil
 }
 

@@ -108,3 +108,15 @@ func (s *Store) Repositories(ctx context.Context, orgs []string, public bool, af
 		WHERE (`+strings.Join(where, ` OR `)+`) AND `+s.bytewise("name")+` > ? ORDER BY `+s.bytewise("name")+` LIMIT ?`), args...)
 	return collect(rows, err, "list repositories", scanRepository)
 }
+
+// DeleteRepository forgets a repository; what is in it is the caller's to delete before. ErrNotFound when there is none.
+func (s *Store) DeleteRepository(ctx context.Context, name string) error {
+	org, err := registry.SplitRepository("repository", name)
+	if err != nil {
+		return err
+	}
+	return s.change(ctx, &registry.AuditEntry{Org: org, Action: "repository.delete", Target: name}, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, s.db.Q(`DELETE FROM registry_repositories WHERE name = ?`), name)
+		return oneRow(res, err, "there is no repository %q", name)
+	})
+}

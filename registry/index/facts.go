@@ -125,7 +125,11 @@ func (s *Store) addFacts(ctx context.Context, tx *sql.Tx, org string, m *Manifes
 	}
 	if actor != "" && (m.Subject == "" || m.ArtifactType == ArtifactBuild) {
 		// Who pushed is the registry's own knowledge, whatever a build says of itself.
-		facts = append(facts, Fact{Kind: FactBuild, Name: "pushed-by", Value: actor})
+		name := "pushed-by"
+		if m.Subject != "" {
+			name = "attached-by"
+		}
+		facts = append(facts, Fact{Kind: FactBuild, Name: name, Value: actor})
 	}
 	for _, f := range facts {
 		if _, err := tx.ExecContext(ctx, s.db.Q(`INSERT INTO index_facts (repository, image, source, org, kind, name, value) VALUES (?, ?, ?, ?, ?, ?, ?)

@@ -187,16 +187,39 @@ func (s *Store) DeleteTag(ctx context.Context, repository, tag, actor, cause str
 	return before, nil
 }
 
+// Deletable gives the error that deleting a tag, or with "" a manifest with its tags, would meet for an immutable tag.
+func (s *Store) Deletable(ctx context.Context, repository, tag string, dgst digest.Digest) error {
+	rules, err := s.Rules(ctx, repository)
+	if err != nil || len(rules.ImmutableTags) == 0 {
+		return err
+	}
+	tags := []string{tag}
+	if tag == "" {
+		rows, err := s.db.QueryContext(ctx, s.db.Q(`SELECT tag FROM index_tags WHERE repository = ? AND digest = ?`), repository, dgst)
+		if tags, err = collect(rows, err, scanOne[string]); err != nil {
+			return fmt.Errorf("read tags: %w", err)
+		}
+	}
+	return rules.deletable(repository, tags)
+}
+
+func (r *Rules) deletable(repository string, tags []string) error {
+	for _, tag := range tags {
+		if r.Immutable(tag) {
+			return problem.New(problem.ErrForbidden, "the tag %q of %s is immutable: change the repository's rules first", tag, repository)
+		}
+	}
+	return nil
+}
+
 // dropTags takes tags away that point to a digest: one, or with "" all of them.
 func (s *Store) dropTags(ctx context.Context, tx *sql.Tx, repository, tag string, tags []string, before digest.Digest, actor, cause string) error {
 	rules, err := s.rules(ctx, tx, repository)
 	if err != nil {
 		return err
 	}
-	for _, name := range tags {
-		if rules.Immutable(name) {
-			return problem.New(problem.ErrForbidden, "the tag %q of %s is immutable: change the repository's rules first", name, repository)
-		}
+	if err := rules.deletable(repository, tags); err != nil {
+		return err
 	}
 	where, args := ` WHERE t.repository = ? AND t.digest = ?`, []any{repository, before}
 	if tag != "" {

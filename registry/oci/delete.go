@@ -47,6 +47,9 @@ func (r *Registry) removeTag(ctx context.Context, name, tag string, by actor) er
 	if _, err := r.cfg.Index.Lookup(ctx, name, tag); err != nil {
 		return err
 	}
+	if err := r.cfg.Index.Deletable(ctx, name, tag, ""); err != nil {
+		return err
+	}
 	if err := r.audit(ctx, by, "tag.delete", name, name+":"+tag); err != nil {
 		return err
 	}
@@ -71,6 +74,9 @@ func (r *Registry) removeTag(ctx context.Context, name, tag string, by actor) er
 func (r *Registry) removeManifest(ctx context.Context, name string, dgst digest.Digest, by actor) error {
 	e, err := r.cfg.Index.Lookup(ctx, name, dgst.String())
 	if err != nil {
+		return err
+	}
+	if err := r.cfg.Index.Deletable(ctx, name, "", dgst); err != nil {
 		return err
 	}
 	if err := r.audit(ctx, by, "manifest.delete", name, name+"@"+dgst.String()); err != nil {

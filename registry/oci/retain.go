@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"cumulet.io/internal/problem"
+	"cumulet.io/registry"
 	"cumulet.io/registry/index"
 )
 
@@ -48,7 +49,7 @@ func (r *Registry) retainAll(ctx context.Context) error {
 		return err
 	}
 	for _, name := range names {
-		done, rerr := r.Retain(ctx, name, "", "", false)
+		done, rerr := r.Retain(ctx, name, registry.ActorPlatform, "", false)
 		if len(done) > 0 {
 			r.cfg.Logger.InfoContext(ctx, "rules applied", "repository", name, "removed", len(done))
 		}

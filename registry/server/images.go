@@ -24,6 +24,7 @@ func (s *Server) imageRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/retention"+repository, s.handle(s.ofRepository(hubtoken.ActionRead, s.retain)))
 	mux.HandleFunc("GET /v1/images"+repository, s.handle(s.ofRepository(hubtoken.ActionRead, s.getImage)))
 	mux.HandleFunc("POST /v1/images"+repository, s.handle(s.ofRepository(hubtoken.ActionWrite, s.attachFacts)))
+	mux.HandleFunc("DELETE /v1/repositories"+repository, s.handle(s.ofRepository(hubtoken.ActionAdmin, s.deleteRepository)))
 	mux.HandleFunc("GET /v1/orgs/{org}/images", s.handle(s.findImages))
 	mux.HandleFunc("GET /v1/orgs/{org}/layers/{digest}", s.handle(s.layerUsers))
 	mux.HandleFunc("GET /v1/orgs/{org}/usage", s.handle(s.usage))
@@ -194,6 +195,15 @@ func (s *Server) attachFacts(w http.ResponseWriter, r *http.Request, name string
 	}
 	made, err := s.images.Attach(r.Context(), name, dgst, req.Kind, req.Facts, registry.ActorFrom(r.Context()).Name)
 	return attached{made}, err
+}
+
+// deleteRepository deletes what is in a repository before its row, so that what a crash leaves can be deleted again.
+func (s *Server) deleteRepository(_ http.ResponseWriter, r *http.Request, name string) (any, error) {
+	ctx := r.Context()
+	if err := s.images.DeleteRepository(ctx, name, registry.ActorFrom(ctx).Name); err != nil {
+		return nil, err
+	}
+	return nil, s.directory.DeleteRepository(ctx, name)
 }
 
 // imagePage reads the page of images that is wanted: after "repository@digest".

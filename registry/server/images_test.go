@@ -95,6 +95,9 @@ func TestImagesAPI(t *testing.T) {
 		c.want(403, "immutable", "DELETE", "manifests/v1", "")
 		c.want(403, "immutable", "DELETE", "manifests/"+d.Digest.String(), "")
 		c.want(200, "", "HEAD", "manifests/v1", "")
+		if log, err := h.Directory().AuditLog(t.Context(), directory.AuditFilter{Org: "acme", Action: "manifest", Limit: 10}); err != nil || len(log) != 0 {
+			t.Errorf("a deletion that was refused is in the log as one: %+v, %v", log, err)
+		}
 		c.image(v1.Manifest{Annotations: map[string]string{v1.AnnotationSource: "https://git.example/app"}}, "v1") // the same again
 
 		var plan struct {
@@ -174,6 +177,21 @@ func TestImagesAPI(t *testing.T) {
 		if scans != 3 {
 			t.Errorf("%d scan events", scans)
 		}
+	})
+
+	t.Run("delete the repository", func(t *testing.T) {
+		other := h.client("acme/doomed")
+		other.image(v1.Manifest{}, "v1", "w1")
+		ask(200, nil, admin, "PUT", "/v1/rules/acme/doomed", `{"immutableTags":["v*"]}`)
+		ask(403, nil, writer, "DELETE", "/v1/repositories/acme/doomed", "")
+		ask(404, nil, stranger, "DELETE", "/v1/repositories/acme/doomed", "")
+		ask(204, nil, admin, "DELETE", "/v1/repositories/acme/doomed", "")
+		ask(404, nil, admin, "DELETE", "/v1/repositories/acme/doomed", "")
+		other.want(404, "MANIFEST_UNKNOWN", "GET", "manifests/v1", "")
+		other.want(404, "NAME_UNKNOWN", "GET", "tags/list", "")
+		other.want(404, "", "GET", "blobs/"+digestOfText("a layer"), "")
+		other.image(v1.Manifest{}, "v1") // as if it had never been
+		ask(204, nil, admin, "DELETE", "/v1/repositories/acme/doomed", "")
 	})
 
 	t.Run("layers", func(t *testing.T) {

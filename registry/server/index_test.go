@@ -10,14 +10,14 @@ import (
 
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
+	"cumulet.io/registry/gos/driver"
 	"cumulet.io/registry/server"
 )
 
 // A store that is older than its index is entered when the registry starts.
 func TestIndexOfOldStore(t *testing.T) {
 	dir := t.TempDir()
-	keep := func(c *server.Config) { c.Dir = dir }
-	first := startHub(t, keep)
+	first := startHub(t, func(c *server.Config) { c.Dir = dir })
 	c := first.client("acme/old")
 	d, text := c.image(v1.Manifest{}, "v1", "v2", "gone")
 	empty := c.blob("{}")
@@ -25,7 +25,10 @@ func TestIndexOfOldStore(t *testing.T) {
 	sbom, _ := c.image(v1.Manifest{Config: empty, ArtifactType: "application/spdx+json", Subject: &d}, "sbom")
 	c.want(202, "", "DELETE", "manifests/gone", "")
 
-	second := startHub(t, keep, func(c *server.Config) { c.Storage.Tracker = first.Storage().Tracker() }) // its own database is empty
+	second := startHub(t, func(c *server.Config) { // its database is empty, the store's is not
+		c.Dir = dir
+		c.Storage.Tracker = first.Storage().Tracker()
+	})
 	c = second.client("acme/old")
 	for _, reference := range []string{"v1", "v2", d.Digest.String()} {
 		c.want(200, text, "GET", "manifests/"+reference, "")
@@ -50,11 +53,11 @@ func TestReindex(t *testing.T) {
 	lost, _ := c.image(v1.Manifest{Annotations: map[string]string{"is": "lost"}}, "moved", "lost")
 	c.image(v1.Manifest{}, "deleted")
 	c.want(202, "", "DELETE", "manifests/deleted", "")
-	const root = "/docker/registry/v2/repositories/acme/app/_manifests/"
-	files := h.Storage().Tracker()
+	store := driver.New(h.Storage())
+	const manifests = "/docker/registry/v2/repositories/acme/app/_manifests/"
 	link := func(tag, text string) {
 		t.Helper()
-		if err := files.PutFile(t.Context(), root+"tags/"+tag+"/current/link", []byte(text)); err != nil {
+		if err := store.PutContent(t.Context(), manifests+"tags/"+tag+"/current/link", []byte(text)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -62,7 +65,7 @@ func TestReindex(t *testing.T) {
 	link("moved", d.Digest.String())   // the row moved, the link was to follow
 	link("orphan", d.Digest.String())  // of a copy of the store whose index is lost
 	// A row without content is what a store restored from an older copy has.
-	if err := files.Delete(t.Context(), root+"revisions/sha256/"+lost.Digest.Encoded()); err != nil {
+	if err := store.Delete(t.Context(), manifests+"revisions/sha256/"+lost.Digest.Encoded()); err != nil {
 		t.Fatal(err)
 	}
 	for round := range 2 {

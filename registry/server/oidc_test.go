@@ -1,23 +1,12 @@
 package server_test
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
-	"fmt"
-	"io"
-	"math/rand/v2"
 	"net/http"
-	"net/http/cookiejar"
 	"net/url"
-	"os/exec"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
@@ -25,115 +14,6 @@ import (
 	"cumulet.io/registry/server"
 	"cumulet.io/registry/weblogin"
 )
-
-// startProvider runs an OpenID provider that knows these people, all with password "secret": ann@corp.example (u1, the
-// address is verified), root@corp.example (u2), eve@evil.example (u3), wei@corp.example (u4, not verified).
-func startProvider(t *testing.T, redirect string) (issuer string) {
-	t.Helper()
-	program := testenv.Tool(t, "oidcprovider")
-	users := filepath.Join(t.TempDir(), "users.json")
-	list := map[string]any{}
-	for id, u := range map[string][2]any{"u1": {"ann@corp.example", true}, "u2": {"root@corp.example", true}, "u3": {"eve@evil.example", true}, "u4": {"wei@corp.example", false}} {
-		list[id] = map[string]any{"ID": id, "Username": u[0], "Password": "secret", "Email": u[0], "EmailVerified": u[1], "PreferredLanguage": "en"}
-	}
-	text, err := json.Marshal(list)
-	if err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, users, string(text))
-	address := fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t))
-	cmd := exec.Command(program, "-listen", address, "-redirect", redirect, "-users", users)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil || !strings.HasPrefix(line, "serving ") {
-		t.Fatalf("the provider said %q, %v", line, err)
-	}
-	return strings.TrimSpace(strings.TrimPrefix(line, "serving "))
-}
-
-// browser is a person's.
-type browser struct {
-	t *testing.T
-	http.Client
-	address string
-}
-
-func newBrowser(t *testing.T) *browser {
-	jar, err := cookiejar.New(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	transport := &http.Transport{}
-	t.Cleanup(transport.CloseIdleConnections)
-	return &browser{t: t, Client: http.Client{Jar: jar, Transport: transport, Timeout: 30 * time.Second},
-		address: fmt.Sprintf("10.%d.%d.%d", rand.IntN(256), rand.IntN(256), rand.IntN(256))}
-}
-
-func (b *browser) send(method, target string, form url.Values, header ...string) (*http.Response, string) {
-	b.t.Helper()
-	req, err := http.NewRequestWithContext(context.Background(), method, target, strings.NewReader(form.Encode()))
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	if form != nil {
-		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	}
-	req.Header.Set("X-Forwarded-For", b.address)
-	for i := 0; i+1 < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	resp, err := b.Do(req)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return resp, string(body)
-}
-
-func input(t *testing.T, page, name string) string {
-	t.Helper()
-	m := regexp.MustCompile(`name="` + name + `" value="([^"]*)"`).FindStringSubmatch(page)
-	if m == nil {
-		t.Fatalf("no %s in the page:\n%s", name, page)
-	}
-	return m[1]
-}
-
-// confirm opens the login page, confirms the code and gives the provider's login page.
-func (b *browser) confirm(uri string) (resp *http.Response, page string) {
-	b.t.Helper()
-	_, form := b.send("GET", uri, nil)
-	action, err := url.Parse(uri)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	action.RawQuery = ""
-	return b.send("POST", action.String(), url.Values{"token": {input(b.t, form, "token")}, "code": {input(b.t, form, "code")}}, "Sec-Fetch-Site", "same-origin")
-}
-
-// login goes all the way, as a user of the provider, and gives the last page.
-func (b *browser) login(uri, user string) (int, string) {
-	b.t.Helper()
-	at, page := b.confirm(uri)
-	action := *at.Request.URL
-	action.Path, action.RawQuery = "/login/username", ""
-	resp, last := b.send("POST", action.String(), url.Values{"id": {input(b.t, page, "id")}, "username": {user}, "password": {"secret"}})
-	return resp.StatusCode, last
-}
 
 func (h *hub) beginLogin() registry.DeviceAuthorization {
 	h.t.Helper()
@@ -160,9 +40,10 @@ func (h *hub) poll(d registry.DeviceAuthorization) (tokenAnswer, string) {
 }
 
 func TestOIDC(t *testing.T) {
+	people := map[string]string{"ann@corp.example": "u1", "root@corp.example": "u2", "eve@evil.example": "u3", "wei@corp.example": "!u4"}
 	var provider weblogin.Provider
 	h := startHub(t, func(c *server.Config) {
-		provider = weblogin.Provider{Issuer: startProvider(t, c.PublicURL+"/login/callback"), ClientID: "cumulet", ClientSecret: "secret",
+		provider = weblogin.Provider{Issuer: testenv.OpenIDProvider(t, c.PublicURL+"/login/callback", people), ClientID: "cumulet", ClientSecret: "secret",
 			SignUp: true, EmailDomains: []string{"corp.example"}, SignUpOrg: "acme", SignUpRole: registry.RoleReader}
 		c.OIDC = &provider
 		behindProxies(c)
@@ -178,7 +59,7 @@ func TestOIDC(t *testing.T) {
 			if _, code := h.poll(d); code != "slow_down" {
 				t.Errorf("at once again: %s", code)
 			}
-			if status, page := newBrowser(t).login(d.VerificationURIComplete, "ann@corp.example"); status != http.StatusOK || !strings.Contains(page, "logged in as ann") {
+			if status, page := testenv.NewBrowser(t).LogIn(d.VerificationURIComplete, "ann@corp.example"); status != http.StatusOK || !strings.Contains(page, "logged in as ann") {
 				t.Fatalf("%d %s", status, page)
 			}
 			a, code := h.poll(d)
@@ -215,7 +96,7 @@ func TestOIDC(t *testing.T) {
 			"wei@corp.example":  "verified email", // of the domain, perhaps
 		} {
 			d := h.beginLogin()
-			if status, page := newBrowser(t).login(d.VerificationURIComplete, user); status != http.StatusUnauthorized || !strings.Contains(page, why) {
+			if status, page := testenv.NewBrowser(t).LogIn(d.VerificationURIComplete, user); status != http.StatusUnauthorized || !strings.Contains(page, why) {
 				t.Errorf("%s: %d %s", user, status, page)
 			}
 			if _, code := h.poll(d); code != "access_denied" {
@@ -240,18 +121,18 @@ func TestOIDC(t *testing.T) {
 			return d
 		}
 		d := link()
-		b := newBrowser(t)
-		if _, page := b.send("GET", d.VerificationURIComplete, nil); !strings.Contains(page, "The account root wants to be linked") {
+		b := testenv.NewBrowser(t)
+		if _, page := b.Send("GET", d.VerificationURIComplete, nil); !strings.Contains(page, "The account root wants to be linked") {
 			t.Errorf("the person is not told: %s", page)
 		}
-		if status, page := b.login(d.VerificationURIComplete, "root@corp.example"); status != http.StatusOK || !strings.Contains(page, "linked to the account root") {
+		if status, page := b.LogIn(d.VerificationURIComplete, "root@corp.example"); status != http.StatusOK || !strings.Contains(page, "linked to the account root") {
 			t.Fatalf("%d %s", status, page)
 		}
-		if status, page := newBrowser(t).login(link().VerificationURIComplete, "ann@corp.example"); status != http.StatusConflict {
+		if status, page := testenv.NewBrowser(t).LogIn(link().VerificationURIComplete, "ann@corp.example"); status != http.StatusConflict {
 			t.Errorf("another's identity: %d %s", status, page)
 		}
 		login := h.beginLogin()
-		if _, page := newBrowser(t).login(login.VerificationURIComplete, "root@corp.example"); !strings.Contains(page, "logged in as root") {
+		if _, page := testenv.NewBrowser(t).LogIn(login.VerificationURIComplete, "root@corp.example"); !strings.Contains(page, "logged in as root") {
 			t.Errorf("after: %s", page)
 		}
 		if a, code := h.poll(login); code != "" || h.claims(a.Token, "cis").Subject != "root" {
@@ -271,61 +152,59 @@ func TestOIDC(t *testing.T) {
 
 	t.Run("tricks", func(t *testing.T) {
 		d := h.beginLogin()
-		b := newBrowser(t)
-		_, form := b.send("GET", d.VerificationURIComplete, nil)
-		token := input(t, form, "token")
+		b := testenv.NewBrowser(t)
+		_, form := b.Send("GET", d.VerificationURIComplete, nil)
+		token := testenv.Input(t, form, "token")
 		good := url.Values{"token": {token}, "code": {d.UserCode}}
 		for name, tc := range map[string]struct {
-			browser *browser
+			browser *testenv.Browser
 			form    url.Values
 			header  []string
 			status  int
 		}{
 			"of another site":    {b, good, []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden},
 			"with no token":      {b, url.Values{"code": {d.UserCode}}, nil, http.StatusForbidden},
-			"of another browser": {newBrowser(t), good, nil, http.StatusForbidden},
+			"of another browser": {testenv.NewBrowser(t), good, nil, http.StatusForbidden},
 			"with no such code":  {b, url.Values{"token": {token}, "code": {"BCDF-GHJK"}}, nil, http.StatusNotFound},
 		} {
-			if resp, page := tc.browser.send("POST", h.url+"/login", tc.form, tc.header...); resp.StatusCode != tc.status {
+			if resp, page := tc.browser.Send("POST", h.url+"/login", tc.form, tc.header...); resp.StatusCode != tc.status {
 				t.Errorf("a form %s: %d %s", name, resp.StatusCode, page)
 			}
 		}
 		// Who was sent on is who must come back: a callback in another browser is worth nothing, nor is one twice.
-		at, page := b.confirm(d.VerificationURIComplete)
+		at, page := b.Confirm(d.VerificationURIComplete)
 		b.CheckRedirect = func(req *http.Request, _ []*http.Request) error {
 			if req.URL.Path == "/login/callback" {
 				return http.ErrUseLastResponse
 			}
 			return nil
 		}
-		action := *at.Request.URL
-		action.Path, action.RawQuery = "/login/username", ""
-		resp, _ := b.send("POST", action.String(), url.Values{"id": {input(t, page, "id")}, "username": {"ann@corp.example"}, "password": {"secret"}})
+		resp, _ := b.Credentials(at, page, "ann@corp.example")
 		callback := resp.Header.Get("Location")
-		if resp, page := newBrowser(t).send("GET", callback, nil); resp.StatusCode != http.StatusNotFound {
+		if resp, page := testenv.NewBrowser(t).Send("GET", callback, nil); resp.StatusCode != http.StatusNotFound {
 			t.Errorf("another browser: %d %s", resp.StatusCode, page)
 		}
-		if resp, page := b.send("GET", callback, nil); resp.StatusCode != http.StatusOK {
+		if resp, page := b.Send("GET", callback, nil); resp.StatusCode != http.StatusOK {
 			t.Errorf("the browser: %d %s", resp.StatusCode, page)
 		}
-		if resp, page := b.send("GET", callback, nil); resp.StatusCode != http.StatusNotFound {
+		if resp, page := b.Send("GET", callback, nil); resp.StatusCode != http.StatusNotFound {
 			t.Errorf("twice: %d %s", resp.StatusCode, page)
 		}
-		if resp, page := b.send("GET", h.url+"/login/callback?state=&code=x", nil); resp.StatusCode != http.StatusNotFound {
+		if resp, page := b.Send("GET", h.url+"/login/callback?state=&code=x", nil); resp.StatusCode != http.StatusNotFound {
 			t.Errorf("no state: %d %s", resp.StatusCode, page)
 		}
 		for _, header := range []string{"Content-Security-Policy", "X-Frame-Options", "Referrer-Policy"} {
-			if resp, _ := b.send("GET", h.url+"/login", nil); resp.Header.Get(header) == "" {
+			if resp, _ := b.Send("GET", h.url+"/login", nil); resp.Header.Get(header) == "" {
 				t.Errorf("no %s", header)
 			}
 		}
-		if _, page := b.send("GET", h.url+"/login?code=<script>x</script>", nil); strings.Contains(page, "<script>") {
+		if _, page := b.Send("GET", h.url+"/login?code=<script>x</script>", nil); strings.Contains(page, "<script>") {
 			t.Errorf("what is in the URL is in the page: %s", page)
 		}
 		// Nobody tries all codes.
 		status := 0
 		for range 40 {
-			resp, _ := b.send("GET", h.url+"/login?code=BCDF-GHJK", nil)
+			resp, _ := b.Send("GET", h.url+"/login?code=BCDF-GHJK", nil)
 			status = resp.StatusCode
 		}
 		if status != http.StatusTooManyRequests {
@@ -342,7 +221,7 @@ func TestOIDC(t *testing.T) {
 			t.Fatal(err)
 		}
 		d := h.beginLogin()
-		if status, page := newBrowser(t).login(d.VerificationURIComplete, "ann@corp.example"); status != http.StatusUnauthorized || !strings.Contains(page, "disabled") {
+		if status, page := testenv.NewBrowser(t).LogIn(d.VerificationURIComplete, "ann@corp.example"); status != http.StatusUnauthorized || !strings.Contains(page, "disabled") {
 			t.Errorf("%d %s", status, page)
 		}
 	})
@@ -365,7 +244,7 @@ func TestOIDCProviderIsDown(t *testing.T) {
 		c.OIDC = &weblogin.Provider{Issuer: "http://127.0.0.1:1", ClientID: "cumulet"}
 	})
 	d := h.beginLogin()
-	if resp, page := newBrowser(t).confirm(d.VerificationURIComplete); resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(page, "try again") {
+	if resp, page := testenv.NewBrowser(t).Confirm(d.VerificationURIComplete); resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(page, "try again") {
 		t.Errorf("%d %s", resp.StatusCode, page)
 	}
 	if a := h.getToken("rita", url.Values{}); a.status != http.StatusOK {

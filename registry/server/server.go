@@ -22,7 +22,9 @@ import (
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
+	"cumulet.io/registry/charts"
 	"cumulet.io/registry/directory"
+	"cumulet.io/registry/files"
 	"cumulet.io/registry/gos"
 	"cumulet.io/registry/gos/driver"
 	"cumulet.io/registry/hubtoken"
@@ -89,7 +91,13 @@ type Server struct {
 	images    *oci.Registry
 	webhooks  *webhook.Service
 	logins    *weblogin.Service // nil without an OpenID provider
-	mux       *http.ServeMux
+	files     *files.Store
+	charts    *charts.Store
+	// content serves files and charts: apart from the mux, which would send odd paths elsewhere.
+	content http.Handler
+	// base is the public URL without path.
+	base string
+	mux  *http.ServeMux
 }
 
 // New opens the registry: schema, keys, accounts, storage. It starts no listener.
@@ -119,7 +127,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 		cfg.Logger = slog.Default()
 	}
 	oci.BridgeLogs(cfg.Logger)
-	s := &Server{cfg: cfg, issuer: cmp.Or(cfg.Issuer, base)}
+	s := &Server{cfg: cfg, issuer: cmp.Or(cfg.Issuer, base), base: base}
 
 	if s.keys, err = hubtoken.OpenKeys(hubtoken.KeysConfig{Path: filepath.Join(cfg.Dir, "keys", "hubtoken.json"), Algorithm: cfg.KeyAlgorithm}); err != nil {
 		return nil, err
@@ -163,8 +171,11 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if s.storage, err = openStorage(ctx, cfg); err != nil {
 		return nil, err
 	}
+	if err := s.openContent(ctx, outbox); err != nil {
+		return nil, errors.Join(err, s.storage.Close())
+	}
 	driver.Register()
-	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: s.directory,
+	s.images, err = oci.New(ctx, oci.Config{Directory: s.directory, Verifier: s.verifier, Index: s.index, Quotas: imageQuotas{s},
 		Auditor: s.directory, Blobs: s.storage, Patience: cfg.Patience, Realm: base + "/token", Service: public.Host,
 		Driver: driver.Name, Parameters: map[string]any{driver.ParameterRegion: s.storage},
 		SecretFile: filepath.Join(cfg.Dir, "keys", "upload-secret"), Outbox: outbox, Logger: cfg.Logger})
@@ -213,11 +224,16 @@ func (s *Server) routes() {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	actor := registry.Actor{Address: clientAddress(r, s.cfg.TrustedProxies)} // who it is comes with the token
-	s.mux.ServeHTTP(w, r.WithContext(registry.WithActor(r.Context(), actor)))
+	r = r.WithContext(registry.WithActor(r.Context(), actor))
+	if strings.HasPrefix(r.URL.Path, files.Prefix) || strings.HasPrefix(r.URL.Path, charts.Prefix) {
+		s.content.ServeHTTP(w, r)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
 }
 
 // Run keeps the registry in order until ctx ends: its signing keys, its directory (see directory.Store.Run), its storage
-// (see gos.Region.Run), its images (see oci.Registry.Run), and its webhooks, which it sends.
+// (see gos.Region.Run), its images (see oci.Registry.Run), its files, and its webhooks, which it sends.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.rotate(ctx) })
@@ -225,6 +241,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.storage.Run(ctx) })
 	group.Go(func() error { return s.images.Run(ctx) })
 	group.Go(func() error { return s.webhooks.Run(ctx) })
+	group.Go(func() error { return s.files.Run(ctx) })
 	return group.Wait()
 }
 

@@ -132,7 +132,7 @@ func TestWebhooks(t *testing.T) {
 	do(true, "DELETE", one, "", admin, 404)
 
 	denied := true
-	log, err := h.Directory().AuditLog(t.Context(), directory.AuditFilter{Org: "acme", Action: "webhook", Denied: &denied, Limit: 10})
+	log, err := h.Directory().AuditLog(t.Context(), directory.AuditFilter{Org: "acme", Action: "access", Denied: &denied, Limit: 10})
 	if err != nil || len(log) == 0 || log[0].Actor == "" {
 		t.Errorf("%+v %v", log, err)
 	}

@@ -286,7 +286,7 @@ func (g *granting) allowed(ctx context.Context, a hubtoken.Access) (actions []st
 	case a.Type == hubtoken.TypeRepository && atRegistry:
 		return g.repository(ctx, a)
 	case a.Type == "registry" && a.Name == "catalog" && atRegistry:
-		if p.person() {
+		if p.person() && !p.login.Limited { // the catalog is of all that one is a member of
 			return []string{"*"}, "", nil
 		}
 	case p.images:

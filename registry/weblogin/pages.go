@@ -46,8 +46,7 @@ button{font:inherit;margin-top:1rem;padding:.6rem 1.2rem;border:0;border-radius:
 func (s *Service) Register(mux *http.ServeMux) {
 	mux.HandleFunc("POST /token/device", s.begin)
 	mux.HandleFunc("GET /login", s.ask)
-	// A page of another site cannot make a browser confirm a code.
-	mux.Handle("POST /login", http.NewCrossOriginProtection().Handler(http.HandlerFunc(s.confirm)))
+	mux.Handle("POST /login", s.sameOrigin.Handler(http.HandlerFunc(s.confirm)))
 	mux.HandleFunc("GET /login/callback", s.callback)
 }
 

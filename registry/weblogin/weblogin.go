@@ -78,6 +78,8 @@ type Config struct {
 // Service serves logins by browser. Safe for concurrent use.
 type Service struct {
 	cfg Config
+	// sameOrigin lets no page of another site make a browser confirm a code.
+	sameOrigin *http.CrossOriginProtection
 
 	mu       sync.Mutex
 	provider *oidc.Provider
@@ -114,7 +116,11 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Service{cfg: cfg}, nil
+	own := http.NewCrossOriginProtection()
+	if err := own.AddTrustedOrigin(cfg.PublicURL); err != nil { // the proxy in front may change the host
+		return nil, fmt.Errorf("logins by browser: public URL: %w", err)
+	}
+	return &Service{cfg: cfg, sameOrigin: own}, nil
 }
 
 // Begin starts a login, or with link the linking of an identity to that account.
@@ -159,8 +165,17 @@ func (s *Service) oauth(p *oidc.Provider) *oauth2.Config {
 // claims are what is read of an ID token or of the provider's answer about a person.
 type claims struct {
 	Email         string `json:"email"`
-	EmailVerified bool   `json:"email_verified"`
+	EmailVerified truth  `json:"email_verified"`
 	username      string
+}
+
+// truth is true, also as the text that some providers make of it; anything else is false.
+type truth bool
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (t *truth) UnmarshalJSON(text []byte) error {
+	*t = string(text) == "true" || string(text) == `"true"`
+	return nil
 }
 
 // identify exchanges the provider's code for a verified identity (OpenID Connect Core 1.0, section 3.1.3.7).
@@ -242,7 +257,7 @@ func (s *Service) account(ctx context.Context, i *registry.Identity, c *claims) 
 	}
 	if domains := s.cfg.Provider.EmailDomains; len(domains) > 0 {
 		_, domain, _ := strings.Cut(c.Email, "@")
-		if !c.EmailVerified || !slices.Contains(domains, strings.ToLower(domain)) {
+		if !bool(c.EmailVerified) || !slices.Contains(domains, strings.ToLower(domain)) {
 			return "", problem.New(problem.ErrUnauthenticated, "signing up needs a verified email address of %s", strings.Join(domains, ", "))
 		}
 	}

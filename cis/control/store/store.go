@@ -94,7 +94,7 @@ func (e *entry) held() billing.Size {
 	if class == "" {
 		class = e.in.Spec.Sandbox
 	}
-	return sandbox.OverheadOf(class).On(e.size)
+	return sandbox.OverheadOf(class, e.size).On(e.size)
 }
 
 // Open prepares the database and reads the live instances.

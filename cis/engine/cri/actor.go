@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -83,6 +84,8 @@ type actor struct {
 	ips          []string
 	sandboxTry   time.Time
 	sandboxWait  time.Duration
+	consoleOf    string // the sandbox whose console is kept
+	stopConsole  context.CancelFunc
 	upAt         time.Time // when the sandbox came up
 	lost         bool      // the sandbox is gone, another one is needed
 	containers   []*container
@@ -97,6 +100,8 @@ type actor struct {
 	finished     bool
 	retryAt      time.Time
 	wake         time.Time
+	measuring    bool // the disk usage is being measured, or next at measureAt
+	measureAt    time.Time
 	cancelMaking context.CancelFunc
 	makeCtx      context.Context
 }
@@ -375,6 +380,11 @@ func (a *actor) advance() {
 	if a.sandbox != sandboxReady {
 		return
 	}
+	a.keepConsole(a.sandboxID, a.rec.Incarnation)
+	a.watchDisk()
+	if a.rec.Stop != nil {
+		return
+	}
 	if a.initialize() {
 		for _, c := range a.containers {
 			if c.kind == kindMain {
@@ -407,11 +417,11 @@ func (a *actor) choose() bool {
 			class = c
 		}
 	}
-	if h := a.e.cfg.Handlers[class]; h != "" {
+	h, why := a.e.handler(a.org, class)
+	if h != "" {
 		a.rec.Class, a.rec.Handler = class, h
 		return true
 	}
-	why := a.e.whyNot(class)
 	if class == "" {
 		why = fmt.Sprintf("node %s has no runtime that isolates; ask for runc by name to run without isolation", a.e.cfg.Node)
 	}
@@ -428,6 +438,9 @@ func (a *actor) startMeter() bool {
 	if a.metering || time.Now().Before(a.retryAt) {
 		a.later(a.retryAt)
 		return false
+	}
+	if slices.ContainsFunc(a.containers, func(c *container) bool { return c.closing }) {
+		return false // it has perhaps ended, and its meter must not count on
 	}
 	a.metering = true
 	a.save() // what the meter tells must not be forgotten

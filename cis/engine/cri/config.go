@@ -44,9 +44,14 @@ type Config struct {
 	// why not.
 	Handlers    map[cis.SandboxClass]string
 	Unavailable map[cis.SandboxClass]string
+	// KataOrgs are the orgs whose instances of class kata have another handler than that of Handlers: another hypervisor.
+	KataOrgs map[string]OrgKata
 	// Default is the class of an instance that asks for none; empty means the strongest of Handlers that isolates: runc
 	// must be asked for, or named here.
 	Default cis.SandboxClass
+	// Console is where the console of a virtual machine is written to, a pattern as ConsolePath has it; empty: it is not
+	// kept.
+	Console string
 	// Fence keeps orgs apart on the instances' network; nil leaves the network open.
 	Fence Fence
 	// Sink takes the reports.
@@ -72,12 +77,17 @@ type Config struct {
 	PIDLimit int64
 	// Relist is the interval of the safety relist behind the event stream; default 30 s.
 	Relist time.Duration
+	// DiskCheck is the time between two measurements of what an instance with disk limits uses; default 10 s.
+	DiskCheck time.Duration
 	// StopBound is how long a sandbox has to stop before its shim is killed; default 20 s.
 	StopBound time.Duration
 	// CrashBackoff and PullBackoff pace restarts and repeated pulls; defaults 10 s doubling to 5 min.
 	CrashBackoff Backoff
 	PullBackoff  Backoff
 }
+
+// OrgKata is an org's handler of class kata, or why it cannot be had. It is never replaced by another.
+type OrgKata struct{ Handler, Unavailable string }
 
 // Runsc is gVisor's command and the directory in which its shim has it keep the containers. Both are absolute.
 type Runsc struct{ Binary, Root string }
@@ -172,6 +182,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Relist <= 0 {
 		c.Relist = 30 * time.Second
+	}
+	if c.DiskCheck <= 0 {
+		c.DiskCheck = 10 * time.Second
 	}
 	if c.StopBound <= 0 {
 		c.StopBound = 20 * time.Second

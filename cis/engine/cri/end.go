@@ -218,19 +218,23 @@ func (a *actor) finish() {
 	a.cleaning = true
 	a.save()
 	a.retire()
+	if a.stopConsole != nil {
+		a.stopConsole()
+	}
 	v, s, m := a.rec.Verdict, a.subject(), a.meter
 	metered := v.Phase != cis.Rejected && !a.rec.StartedAt.IsZero() && a.e.cfg.Meter != nil
 	nothing := a.sandboxID == "" && a.sandboxWait == 0 && !a.adopt
 	a.do(a.ctx, func(ctx context.Context) func() {
 		var err error
-		if !nothing {
+		if metered {
+			// First: it is the end of the containers that counts, not of the cleaning up.
+			err = a.stopMeter(ctx, m, s, v)
+		}
+		if err == nil && !nothing {
 			err = a.clearSandboxes(ctx)
 		}
 		if err == nil {
 			err = errors.Join(a.vols.remove(), a.e.cgroup.remove(a.id))
-		}
-		if err == nil && metered {
-			err = a.stopMeter(ctx, m, s, v)
 		}
 		return func() {
 			a.cleaning = false

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"golang.org/x/sys/unix"
@@ -33,11 +34,12 @@ type Engine struct {
 	rt    rt.RuntimeServiceClient
 	image rt.ImageServiceClient
 	ctrd  *client.Client // for commands in containers; shares conn
-	// starts and pulls are semaphores: whoever holds an element may make a sandbox or pull an image.
-	starts chan struct{}
-	pulls  chan struct{}
-	cgroup cgroups
-	memory int64 // the node's, bytes
+	// starts, pulls and measures are semaphores: whoever holds an element may make a sandbox, pull an image or count files.
+	starts   chan struct{}
+	pulls    chan struct{}
+	measures chan struct{}
+	cgroup   cgroups
+	memory   int64 // the node's, bytes
 
 	mu     sync.Mutex
 	runCtx context.Context // nil while Run does not run
@@ -45,6 +47,9 @@ type Engine struct {
 	actors map[string]*actor
 	synced bool
 	ended  endedSet
+	// hearing tells that containerd's events come, and since when; heardUntil is the evidence of before.
+	hearing                bool
+	hearsSince, heardUntil time.Time
 
 	grants  *grants          // who may use which cached images
 	watcher *capture.Watcher // of containers' output; nil when there is none
@@ -73,6 +78,11 @@ func New(cfg Config) (*Engine, error) {
 	if err := os.RemoveAll(filepath.Join(cfg.Root, "io")); err != nil {
 		return nil, fmt.Errorf("clear pipes: %w", err)
 	}
+	if cfg.Handlers[cis.Kata] != "" || len(cfg.KataOrgs) > 0 {
+		if err := propagate(filepath.Join(cfg.Root, "instances")); err != nil {
+			return nil, err
+		}
+	}
 	allowed, err := openGrants(cfg.Root)
 	if err != nil {
 		return nil, err
@@ -91,7 +101,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{cfg: cfg, memory: memory, log: cfg.Logger.With("node", cfg.Node), conn: conn, ctrd: ctrd,
 		rt: rt.NewRuntimeServiceClient(conn), image: rt.NewImageServiceClient(conn),
-		starts: make(chan struct{}, cfg.ParallelStarts), pulls: make(chan struct{}, cfg.ParallelPulls),
+		starts: make(chan struct{}, cfg.ParallelStarts), pulls: make(chan struct{}, cfg.ParallelPulls), measures: make(chan struct{}, measuresAtOnce),
 		cgroup: hostCgroups(cfg.CgroupRoot), grants: allowed, actors: map[string]*actor{}}
 	if e.captures() {
 		if e.watcher, err = capture.NewWatcher(); err != nil {
@@ -227,6 +237,17 @@ func (e *Engine) Classes(context.Context) ([]cis.SandboxClass, map[cis.SandboxCl
 		}
 	}
 	return have, missing
+}
+
+// handler is the runtime handler of an org's instances of a class, "" and why when there is none.
+func (e *Engine) handler(org string, class cis.SandboxClass) (handler, why string) {
+	if own, ok := e.cfg.KataOrgs[org]; ok && class == cis.Kata {
+		return own.Handler, own.Unavailable
+	}
+	if h := e.cfg.Handlers[class]; h != "" {
+		return h, ""
+	}
+	return "", e.whyNot(class)
 }
 
 func (e *Engine) whyNot(c cis.SandboxClass) string {

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -10,17 +11,23 @@ import (
 // watch routes containerd's events to the actors until ctx ends. After each (re)connect, and every Config.Relist, it
 // lists everything once, so that an event lost on the way costs time and nothing else.
 func (e *Engine) watch(ctx context.Context) {
-	tick := time.NewTicker(e.cfg.Relist)
+	tick, sweep := time.NewTicker(e.cfg.Relist), time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	defer sweep.Stop()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		var strays map[shimProcess]bool
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
 				e.relistLogged(ctx)
+			case <-sweep.C:
+				if e.cfg.TaskDir != "" {
+					strays = e.sweep(strays)
+				}
 			}
 		}
 	}()
@@ -45,7 +52,11 @@ func (e *Engine) stream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e.relistLogged(ctx)
+	if err := e.relist(ctx); err != nil {
+		return fmt.Errorf("relist: %w", err)
+	}
+	e.hears(true)
+	defer e.hears(false)
 	for {
 		ev, err := s.Recv()
 		if err != nil {
@@ -53,6 +64,28 @@ func (e *Engine) stream(ctx context.Context) error {
 		}
 		e.route(ev)
 	}
+}
+
+// hearsay is how long it may take from the end of a container to hearing of it.
+const hearsay = 5 * time.Second
+
+// hears notes that from now on containerd tells of every end, or of none.
+func (e *Engine) hears(yes bool) {
+	until := e.Evidence()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.hearing, e.hearsSince, e.heardUntil = yes, time.Now(), until
+}
+
+// Evidence is until when the live instances of this engine are known to have lived: a little less than now, and while
+// containerd is away, a little less than when it went. Zero when nothing is known yet.
+func (e *Engine) Evidence() time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.hearing && time.Since(e.hearsSince) >= hearsay {
+		return time.Now().Add(-hearsay)
+	}
+	return e.heardUntil
 }
 
 func (e *Engine) route(ev *rt.ContainerEventResponse) {

@@ -1,13 +1,253 @@
 package cri
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"cumulet.io/cis"
+	"cumulet.io/cis/sandbox"
+	"cumulet.io/internal/mounts"
+	"cumulet.io/internal/testenv"
 )
 
-// The whole life of an instance in a virtual machine.
+// The whole life of an instance in a virtual machine, which has the instance's size.
 func TestKataLife(t *testing.T) {
 	b := newKataBench(t)
 	b.life(t, cis.Kata)
+	in := instance(cis.Kata, shell("main", "sleep 1000"))
+	in.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("700Mi")}
+	b.ensure(in)
+	st := b.sink.waitPhase(t, in.ID, cis.Running)
+	if out, err := b.run(in.ID, "main", "nproc"); err != nil || out != "2\n" {
+		t.Errorf("processors of an instance of %s: %q %v", st.Size.Class, out, err)
+	}
+	out, err := b.run(in.ID, "main", "grep", "MemTotal", "/proc/meminfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kib, err := strconv.ParseInt(strings.Fields(out)[1], 10, 64)
+	// The guest's kernel keeps some of its part for itself and does not count it.
+	if most := st.Size.MemoryMiB + sandbox.OverheadOf(cis.Kata, st.Size).GuestMiB; err != nil || kib>>10 > most || kib>>10 < st.Size.MemoryMiB {
+		t.Errorf("memory of an instance of %s: %q, want %d to %d MiB", st.Size.Class, out, st.Size.MemoryMiB, most)
+	}
+	// Its kernel's log is one of the instance's, and does not stand in the way of the container's.
+	testenv.Eventually(t, 30*time.Second, func() error {
+		// The test's guest boots quietly: what its firmware says is what there surely is.
+		if got := b.logText(in.ID, cis.GuestLog); !strings.Contains(got, "Booting from") {
+			return fmt.Errorf("the console's log is %.200q", got)
+		}
+		return nil
+	})
+	families, err := b.KataMetrics().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	labelled := 0
+	for _, f := range families {
+		for _, m := range f.Metric {
+			for _, l := range m.Label {
+				if l.GetName() == "instance_id" && l.GetValue() == in.ID {
+					labelled++
+				}
+			}
+		}
+	}
+	if labelled == 0 {
+		t.Errorf("no metric of the instance among %d families", len(families))
+	}
+	t.Logf("%d metrics of the instance", labelled)
+}
+
+// Whatever is killed, an instance that may not be restarted ends as failed or goes on and succeeds, its meter is stopped
+// once, and nothing of it is left.
+func TestKataKills(t *testing.T) {
+	b := newKataBench(t)
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("CUMULET_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kills := 4
+	if s := os.Getenv("CUMULET_KATA_KILLS"); s != "" {
+		var err error
+		if kills, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("CUMULET_SEED=%d CUMULET_KATA_KILLS=%d", seed, kills)
+	random := rand.New(rand.NewPCG(seed, 0))
+	before := b.leftovers(t)
+	victims := []string{"qemu-system", "containerd-shim-kata-v2", "virtiofsd", "VM service", "containerd", "engine"}
+	random.Shuffle(len(victims), func(i, j int) { victims[i], victims[j] = victims[j], victims[i] })
+	for i := range kills {
+		victim := victims[i%len(victims)]
+		t.Run(fmt.Sprintf("%d-%s", i, strings.ReplaceAll(victim, " ", "-")), func(t *testing.T) {
+			in := instance(cis.Kata, shell("main", "while [ ! -f /tmp/end ]; do sleep 0.1; done"))
+			in.Spec.RestartPolicy = corev1.RestartPolicyNever
+			b.ensure(in)
+			early := random.IntN(4) == 0 // also while it starts
+			if early {
+				b.sink.wait(t, in.ID, "a first report", func(cis.Status) bool { return true })
+				time.Sleep(time.Duration(random.IntN(4000)) * time.Millisecond) // the kill's moment, and not a wait for anything
+			} else {
+				b.sink.waitPhase(t, in.ID, cis.Running)
+			}
+			at := time.Now()
+			b.kill(t, in, victim)
+			fatal := slices.Contains([]string{"qemu-system", "VM service"}, victim)
+			if fatal && !early {
+				st := b.sink.wait(t, in.ID, "the end", func(st cis.Status) bool {
+					return st.Phase.Final() || len(st.Containers) > 0 && st.Containers[0].State.Terminated != nil
+				})
+				took := time.Since(at)
+				t.Logf("the end was known after %v: %s %s", took.Round(time.Millisecond), st.Phase, st.Reason)
+				if most := b.sink.slow * 2 * time.Second; victim == "qemu-system" && took > most {
+					t.Errorf("that is more than %v", most) // 2 s on a machine with nothing else to do
+				}
+			}
+			b.delete(in)
+			st := b.sink.wait(t, in.ID, "the final status", func(st cis.Status) bool { return st.Phase.Final() })
+			b.meter.mu.Lock()
+			defer b.meter.mu.Unlock()
+			if b.meter.stopped[in.ID] == "" || b.meter.stopAt[in.ID].IsZero() || b.meter.stopAt[in.ID].After(time.Now()) || b.meter.stopAt[in.ID].Before(in.CreatedAt) {
+				t.Errorf("ended as %s %s; the meter was stopped as %q at %v", st.Phase, st.Reason, b.meter.stopped[in.ID], b.meter.stopAt[in.ID])
+			}
+		})
+		testenv.Eventually(t, 120*time.Second, func() error {
+			if left := b.leftovers(t); !slices.Equal(left, before) {
+				return fmt.Errorf("after the kill of %s there is left\n%s\nwhere before there was\n%s", victim, strings.Join(left, "\n"), strings.Join(before, "\n"))
+			}
+			return nil
+		})
+	}
+}
+
+// kill kills a part of the instance's machinery as a crash would, and brings back what everything needs.
+func (b *bench) kill(t *testing.T, in *cis.Instance, victim string) {
+	t.Helper()
+	switch victim {
+	case "engine":
+		b.restart(in)
+	case "containerd":
+		b.env.Kill()
+		b.env.Ready()
+	case "VM service":
+		b.signal(t, b.kata.PID())
+		b.kata.Ready()
+	default:
+		for _, p := range b.machinery() {
+			if strings.Contains(p.name, victim) {
+				b.signal(t, p.pid)
+			}
+		}
+	}
+}
+
+func (b *bench) signal(t *testing.T, pid int) {
+	t.Helper()
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		t.Errorf("kill %d: %v", pid, err)
+	}
+}
+
+type process struct {
+	pid  int
+	name string
+}
+
+// machinery are the processes of sandboxes: of the shims, the virtual machines and their file servers. They name the
+// directory of this containerd, or of this VM service.
+func (b *bench) machinery() []process {
+	var all []process
+	dirs, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	for _, d := range dirs {
+		pid, err := strconv.Atoi(d.Name())
+		if err != nil || pid == b.kata.PID() || pid == b.env.Daemon.PID() || pid == os.Getpid() {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join("/proc", d.Name(), "cmdline"))
+		if err != nil {
+			continue
+		}
+		args := strings.ReplaceAll(string(text), "\x00", " ")
+		if strings.Contains(args, b.env.Dir+"/") || strings.Contains(args, b.kata.StateDir+"/") {
+			name, _, _ := strings.Cut(args, " ")
+			all = append(all, process{pid, filepath.Base(name)})
+		}
+	}
+	return all
+}
+
+// leftovers are what instances could leave behind on the machine, by kind: processes, mounts with the network namespaces
+// among them, cables and taps, sockets and files of virtual machines.
+func (b *bench) leftovers(t *testing.T) []string {
+	t.Helper()
+	var all []string
+	for _, p := range b.machinery() {
+		all = append(all, "process "+p.name)
+	}
+	for _, dir := range []string{b.env.Dir, filepath.Dir(b.kata.StateDir)} {
+		points, err := mounts.In(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range points {
+			all = append(all, "mount "+p)
+		}
+	}
+	ports, err := os.ReadDir("/sys/class/net/" + b.env.Bridge + "/brif")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for _, p := range ports {
+		all = append(all, "cable "+p.Name())
+	}
+	vms, err := os.ReadDir(b.kata.StateDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for _, v := range vms {
+		all = append(all, "virtual machine "+v.Name())
+	}
+	for _, d := range b.cgroup.dirs("x") {
+		groups, err := os.ReadDir(filepath.Dir(d))
+		if err != nil {
+			continue
+		}
+		for _, g := range groups {
+			if g.IsDir() {
+				all = append(all, "cgroup "+g.Name())
+			}
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+func TestConsolePath(t *testing.T) {
+	const id = "0123456789abcdef0123"
+	for pattern, want := range map[string]string{"/vm/{id}/console": "/vm/" + id + "/console", "/vm/{id:16}/c": "/vm/0123456789abcdef/c",
+		"/vm/{id:99}": "/vm/" + id, "/vm/{id:x}": "/vm/" + id, "/vm/{id": "/vm/{id", "/vm": "/vm"} {
+		if got := ConsolePath(pattern, id); got != want {
+			t.Errorf("%s: %s, want %s", pattern, got, want)
+		}
+	}
 }

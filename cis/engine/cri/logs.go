@@ -52,6 +52,10 @@ func (e *Engine) findLog(id string, req cis.LogRequest) (string, <-chan struct{}
 	if v == nil {
 		return "", nil, problem.New(problem.ErrUnavailable, "instance %s is being looked up", id)
 	}
+	if name == cis.GuestLog {
+		path, err := e.keptLog(id, req)
+		return path, over, err
+	}
 	c, ok := v.containers[name]
 	attempt := c.attempt
 	if req.Previous {
@@ -86,6 +90,9 @@ func (e *Engine) keptLog(id string, req cis.LogRequest) (string, error) {
 		}
 		last := logAttempts(dir, 0)
 		name := req.Container
+		if req.Container != cis.GuestLog {
+			delete(last, cis.GuestLog)
+		}
 		if name == "" && len(last) == 1 {
 			for name = range last {
 			}

@@ -20,7 +20,7 @@ func podLimits(s *cis.Spec, size billing.Size, class cis.SandboxClass, pids int6
 		l.milliCPU = n
 	}
 	if l.memoryBytes > 0 {
-		l.memoryBytes += sandbox.OverheadOf(class).MemoryMiB << 20
+		l.memoryBytes += sandbox.OverheadOf(class, size).MemoryMiB << 20
 	}
 	return l
 }

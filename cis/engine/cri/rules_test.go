@@ -71,7 +71,7 @@ func TestPodLimits(t *testing.T) {
 		"a sidecar counts with both": {cis.Spec{InitContainers: []cis.Container{sidecar, limited("i", "500m", "1Gi")}, Containers: []cis.Container{limited("a", "100m", "64Mi")}}, 600, 1088},
 	} {
 		l := podLimits(&c.spec, size, cis.Runc, 100)
-		if l.milliCPU != c.cpu || l.memoryBytes != (c.mib+sandbox.OverheadOf(cis.Runc).MemoryMiB)<<20 || l.pids != 100 {
+		if l.milliCPU != c.cpu || l.memoryBytes != (c.mib+sandbox.OverheadOf(cis.Runc, billing.Size{}).MemoryMiB)<<20 || l.pids != 100 {
 			t.Errorf("%s: %+v, want %d and %d MiB", name, l, c.cpu, c.mib)
 		}
 	}

@@ -199,27 +199,87 @@ func isGVisor(taskDir, id string) bool {
 	return err == nil && strings.Contains(filepath.Base(strings.TrimSpace(string(b))), "runsc")
 }
 
-// signalShim sends a signal to the shim of a sandbox. None is fine. When it dies, containerd removes what it has left.
-func signalShim(id string, signal unix.Signal) error {
+// shimProcess is a shim that runs.
+type shimProcess struct {
+	pid     int
+	id      string // of the sandbox
+	address string // containerd's socket
+}
+
+// shims finds the shims that run on this machine, whoever's they are.
+func shims() ([]shimProcess, error) {
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var all []shimProcess
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		if err != nil {
 			continue // it has ended
 		}
 		args := strings.Split(string(b), "\x00")
-		i := slices.Index(args, "-id")
-		if !strings.HasPrefix(filepath.Base(args[0]), "containerd-shim-") || i < 0 || i+1 >= len(args) || args[i+1] != id {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil || !strings.HasPrefix(filepath.Base(args[0]), "containerd-shim-") {
 			continue
 		}
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f))); err == nil {
-			if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("signal shim %d: %w", pid, err)
-			}
+		all = append(all, shimProcess{pid: pid, id: argument(args, "-id"), address: argument(args, "-address")})
+	}
+	return all, nil
+}
+
+// argument is what follows a flag.
+func argument(args []string, flag string) string {
+	if i := slices.Index(args, flag); i >= 0 && i+1 < len(args) {
+		return args[i+1]
+	}
+	return ""
+}
+
+// signalShim sends a signal to the shim of a sandbox. None is fine. When it dies, containerd removes what it has left.
+func signalShim(id string, signal unix.Signal) error {
+	all, err := shims()
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		if s.id != id {
+			continue
+		}
+		if err := unix.Kill(s.pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("signal shim %d: %w", s.pid, err)
 		}
 	}
 	return nil
+}
+
+// sweepEvery is the time between two looks for shims that containerd has forgotten.
+const sweepEvery = 10 * time.Second
+
+// sweep kills the shims of this containerd that have no bundle, and had none at the look before: containerd was killed
+// when it had just started them, and knows nothing of them. strays are those of the look before; it gives this one's.
+func (e *Engine) sweep(strays map[shimProcess]bool) map[shimProcess]bool {
+	all, err := shims()
+	if err != nil {
+		e.log.Warn("shims not looked for", "error", err)
+		return nil
+	}
+	now := map[shimProcess]bool{}
+	for _, s := range all {
+		if s.address != e.cfg.Socket || s.id == "" {
+			continue
+		}
+		if _, err := os.Stat(bundleDir(e.cfg.TaskDir, s.id)); !errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if !strays[s] {
+			now[s] = true
+			continue
+		}
+		e.log.Info("a shim that containerd does not know is killed", "pid", s.pid, "sandbox", s.id)
+		if err := unix.Kill(s.pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			e.log.Warn("shim not killed", "pid", s.pid, "error", err)
+		}
+	}
+	return now
 }

@@ -114,6 +114,33 @@ func TestStuckShim(t *testing.T) {
 	b.sink.waitPhase(t, in.ID, cis.Failed)
 }
 
+// A shim that containerd has forgotten is killed, others are not.
+func TestSweep(t *testing.T) {
+	b := newBench(t)
+	in := b.ensure(instance(cis.Runc, shell("main", "sleep 1000")))
+	before := b.sink.waitPhase(t, in.ID, cis.Running)
+	stray := exec.Command("sh", "-c", "sleep 1000; :", "-address", b.cfg.Socket, "-id", "0123456789abcdef")
+	stray.Args[0] = "containerd-shim-test"
+	stray.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := stray.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Kill(-stray.Process.Pid, syscall.SIGKILL) }) // with its sleep
+	strays := b.sweep(nil)
+	if len(strays) != 1 {
+		t.Errorf("%v", strays)
+	}
+	if strays = b.sweep(strays); len(strays) != 0 {
+		t.Errorf("%v", strays)
+	}
+	if err := stray.Wait(); err == nil || stray.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("%v", err)
+	}
+	if _, err := b.run(in.ID, "main", "true"); err != nil || b.sink.last(in.ID).Incarnation != before.Incarnation {
+		t.Errorf("the living one: %v", err)
+	}
+}
+
 // A process that a start which was cut short has left in the instance's cgroup goes with the instance.
 func TestStrayProcess(t *testing.T) {
 	b := newBench(t)

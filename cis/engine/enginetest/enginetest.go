@@ -65,6 +65,15 @@ func Run(t *testing.T, f Factory) {
 	}
 }
 
+// Names are the names of all cases, in their order.
+func Names() []string {
+	var names []string
+	for _, c := range slices.Concat(lifeCases(), containerCases(), accessCases(), troubleCases()) {
+		names = append(names, c.name)
+	}
+	return names
+}
+
 // testCase is one case; its name is what Factory.Skip has.
 type testCase struct {
 	name string

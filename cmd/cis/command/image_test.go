@@ -158,4 +158,7 @@ func TestImages(t *testing.T) {
 	c.want(0, []string{"retention", short(first)}, "", "repo", "history", "demo/app", "dev-1")
 	c.want(0, []string{"demo", "no bound"}, "", "repo", "usage")
 	c.want(4, []string{fmt.Sprintf("%q", "demo/nothere")}, "", "repo", "tags", "demo/nothere")
+	c.want(2, []string{"--yes"}, "", "repo", "delete", "demo/app")
+	c.want(0, []string{"is deleted"}, "", "repo", "delete", "demo/app", "--yes")
+	c.want(4, nil, "", "repo", "tags", "demo/app")
 }

@@ -23,7 +23,7 @@ import (
 
 // addRepoImages puts what is about the images of a repository below the command repo.
 func (a *app) addRepoImages(root *cobra.Command) {
-	commands := []*cobra.Command{a.repoTags(), a.repoHistory(), a.repoRules(), a.repoRetention(), a.repoUsage()}
+	commands := []*cobra.Command{a.repoTags(), a.repoHistory(), a.repoRules(), a.repoRetention(), a.repoUsage(), a.repoDelete()}
 	for _, c := range root.Commands() {
 		if c.Name() == "repo" {
 			c.AddCommand(commands...)
@@ -236,4 +236,30 @@ func (a *app) repoUsage() *cobra.Command {
 				[][]string{{s.Org, bytesText(u.Bytes), bound(u.Quota.Bytes, bytesText(u.Quota.Bytes)), bound(u.Quota.Repositories, strconv.FormatInt(u.Quota.Repositories, 10))}})
 		},
 	}
+}
+
+func (a *app) repoDelete() *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use:     "delete REPOSITORY",
+		Aliases: []string{"rm"},
+		Short:   "Delete a repository with all that is in it, immutable tags too",
+		Args:    usage(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !yes {
+				return &usageError{fmt.Errorf("this deletes every image in %s: say --yes", args[0])}
+			}
+			api, path, err := a.ofRepository("repositories", args[0])
+			if err != nil {
+				return err
+			}
+			if err := api.call(cmd.Context(), http.MethodDelete, path, nil, nil); err != nil {
+				return err
+			}
+			fmt.Fprintln(a.env.Err, args[0], "is deleted")
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do it")
+	return cmd
 }

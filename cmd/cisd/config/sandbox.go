@@ -29,8 +29,8 @@ type Kata struct {
 	// Template makes new virtual machines as copies of one that has booted; Cache keeps so many ready. Not both.
 	Template bool `yaml:"template"`
 	Cache    int  `yaml:"cache"`
-	// Console is the file that a virtual machine's console is written to, with {id} for the sandbox's id, where the
-	// hypervisor writes one; empty: the guest's kernel log is not kept.
+	// Console is the file that a virtual machine's console is written to, where the hypervisor writes one, with {id} for
+	// the sandbox's id, or {id:16} for the first 16 characters of it; empty: the guest's kernel log is not kept.
 	Console string `yaml:"console"`
 }
 
@@ -93,7 +93,7 @@ func (c *Config) checkSandbox(bad func(key, format string, args ...any)) {
 	if k.Cache < 0 || k.Cache > 64 {
 		bad("control.cri.kata.cache", "must be 0 to 64, not %d", k.Cache)
 	}
-	if k.Console != "" && (!filepath.IsAbs(k.Console) || !strings.Contains(k.Console, "{id}")) {
+	if k.Console != "" && (!filepath.IsAbs(k.Console) || !strings.Contains(k.Console, "{id")) {
 		bad("control.cri.kata.console", "must be an absolute path with {id} in it, not %q", k.Console)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"cumulet.io/billing/meter"
 	"cumulet.io/cis"
 	"cumulet.io/cis/control"
@@ -70,7 +72,7 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
-	http, err := p.serve(ctx, c.Listen, httpserve.Config{Role: string(Control), Handler: p.discovery(handler), Ready: place.ready, Metrics: metrics()})
+	http, err := p.serve(ctx, c.Listen, httpserve.Config{Role: string(Control), Handler: p.discovery(handler), Ready: place.ready, Metrics: metrics(), Gather: place.metrics})
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +110,8 @@ type place struct {
 	parts []part
 	// meters writes meter events; nil when the engine uses nothing that is billed.
 	meters *meter.Writer
+	// metrics are the instances' own; nil when there are none. Set with the engine.
+	metrics prometheus.Gatherer
 }
 
 func (p *process) place(ctx context.Context, log *slog.Logger) (*place, error) {

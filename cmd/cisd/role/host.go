@@ -35,7 +35,39 @@ func binDirs(c config.CRI) []string {
 }
 
 func report(ctx context.Context, c config.CRI) sandbox.Report {
-	return sandbox.Host(ctx, sandbox.Options{BinDirs: binDirs(c), KataConfig: c.KataConfig, AllowRuncDefault: c.AllowRuncDefault})
+	return sandbox.Host(ctx, sandbox.Options{BinDirs: binDirs(c), KataConfig: c.KataConfig, KataConfigs: c.Kata.Configs,
+		Hypervisor: c.Kata.Hypervisor, OwnContainerd: c.Socket == "", AllowRuncDefault: c.AllowRuncDefault})
+}
+
+// offer are the handlers that containerd gets: those of which the host has everything, the strongest last, since the
+// first is what a sandbox gets that names none, and ours all name one.
+func offer(c config.CRI, rep sandbox.Report) []containerd.Handler {
+	var offered []containerd.Handler
+	for _, h := range containerd.DetectHandlers(binDirs(c), "") {
+		if f := rep.Finding(h.Name); f != nil && f.Available() {
+			offered = append(offered, h)
+		}
+	}
+	options := sandbox.KataOptions{Template: c.Kata.Template, Cache: c.Kata.Cache}
+	for _, f := range rep.Findings {
+		if f.Class == cis.Kata && f.Available() {
+			offered = append(offered, containerd.KataHandler(f.Handler, f.KataConfig, options))
+		}
+	}
+	return offered
+}
+
+// kataOrgs are the handlers of the orgs that have a hypervisor of their own.
+func kataOrgs(c config.CRI, rep sandbox.Report) map[string]cri.OrgKata {
+	out := map[string]cri.OrgKata{}
+	for org, name := range c.Kata.Orgs {
+		if f := rep.Finding(sandbox.KataHandler(name)); f != nil && f.Available() {
+			out[org] = cri.OrgKata{Handler: f.Handler}
+		} else if f != nil {
+			out[org] = cri.OrgKata{Unavailable: f.Why()}
+		}
+	}
+	return out
 }
 
 // sandboxPolicy is the configured least isolation.
@@ -66,15 +98,7 @@ func daemon(cfg *config.Config, rep sandbox.Report, log *slog.Logger, beforeStar
 	if err != nil {
 		return nil, fmt.Errorf("registry.url: %w", err)
 	}
-	var offered []containerd.Handler
-	handlers, _ := rep.Handlers()
-	for _, h := range containerd.DetectHandlers(binDirs(c), rep.KataConfig) {
-		for _, name := range handlers {
-			if h.Name == name {
-				offered = append(offered, h)
-			}
-		}
-	}
+	offered := offer(c, rep)
 	// The engine makes the instances' cgroups itself, beside systemd's where there is one.
 	machine, err := containerd.DetectHost()
 	if err != nil {
@@ -121,7 +145,12 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 	if err != nil {
 		return nil, err
 	}
-	meters, err := meter.Open(p.meterDir(), meter.Options{Logger: log})
+	meters, err := meter.Open(p.meterDir(), meter.Options{Logger: log, Evidence: func() time.Time {
+		if e := made.Load(); e != nil {
+			return e.Evidence()
+		}
+		return time.Time{}
+	}})
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +175,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 		}
 		e, err := cri.New(cri.Config{Fence: wall,
 			Socket: socket, TaskDir: taskDir, Runsc: runsc, Root: p.cfg.Path("engine"), LogRoot: logRoot(p.cfg), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
-			HostIP: p.cfg.Node.Address, Handlers: handlers, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
+			HostIP: p.cfg.Node.Address, Handlers: handlers, KataOrgs: kataOrgs(c, rep), Console: c.Kata.Console, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
 			PullAuth: auth.Credentials, CgroupRoot: cgroupRoot(p.cfg),
 			Capacity: engine.Capacity{MilliCPU: c.CPU * 1000, MemoryBytes: c.MemoryGiB << 30},
 		})
@@ -155,6 +184,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 		}
 		p.close = append(p.close, e.Close)
 		made.Store(e)
+		pl.metrics = e.KataMetrics()
 		return e, nil
 	}
 	return pl, nil

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,7 +54,8 @@ func (s *starter) start() (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command("/proc/self/exe", inside.Command)
+	// It lives as long as the container wants, not as long as a request.
+	cmd := exec.CommandContext(context.Background(), "/proc/self/exe", inside.Command)
 	cmd.ExtraFiles = append([]*os.File{theirs}, s.join...)
 	s.job.Join = len(s.join)
 	// The process's ends are closed here when it has them: their end is how we

@@ -13,10 +13,10 @@ import (
 )
 
 // kernelParams trim the boot: no probing for what the machine does not have, no
-// mitigations between programs of one tenant. On panic the machine ends, which
-// stops it: it is run with -no-reboot.
+// mitigations between programs of one tenant. When the kernel fails, the machine
+// ends: it is run with -no-reboot.
 var kernelParams = []string{
-	"console=ttyS0", "quiet", "panic=-1", "reboot=t",
+	"console=ttyS0", "quiet", "oops=panic", "panic=-1", "reboot=t",
 	"mitigations=off", "nokaslr", "cryptomgr.notests", "no_timer_check", "tsc=reliable", "rcupdate.rcu_expedited=1",
 	"random.trust_cpu=on", "i8042.noaux", "i8042.nokbd", "pci=lastbus=0", "noreplace-smp",
 	// Whatever happens to a container, the agent goes on.
@@ -39,7 +39,7 @@ func (v *vm) qemuArgs(taps []tap, firstTap int) []string {
 		// virtiofsd and the socket device work in the machine's memory.
 		"-object", "memory-backend-memfd,id=ram,share=on,size=" + memory + "M",
 		"-kernel", c.Kernel, "-initrd", c.Initrd, "-append", strings.Join(kernelParams, " "),
-		"-serial", "file:" + v.path(consoleLog),
+		"-chardev", "socket,id=console,path=" + v.path(consoleSocket), "-serial", "chardev:console",
 		"-chardev", "socket,id=vsock,path=" + v.path(vsockSocket), "-device", "vhost-user-vsock-pci,chardev=vsock",
 		"-chardev", "socket,id=fs,path=" + v.path(fsSocket), "-device", "vhost-user-fs-pci,chardev=fs,tag=" + sharing.Tag + ",queue-size=1024",
 		"-device", "virtio-rng-pci",
@@ -81,7 +81,9 @@ func (v *vm) startVirtiofsd() error {
 	}
 	return v.run("virtiofsd", fsLog, []string{
 		v.service.config.Virtiofsd, "-f", "--fd=3", "-o", "source=" + v.path(shareDir), "-o", "sandbox=chroot",
-		"-o", "cache=auto", "-o", "announce_submounts", "-o", "xattr", "--thread-pool-size=1",
+		// Not announce_submounts: Linux 6.1 fails when it ends such a mount with
+		// inodes in use ("Busy inodes after unmount").
+		"-o", "cache=auto", "-o", "xattr", "--thread-pool-size=1",
 		"--rlimit-nofile=" + strconv.FormatUint(limit.Max, 10), "-o", "log_level=warn",
 	}, []*os.File{f})
 }

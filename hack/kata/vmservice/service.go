@@ -80,6 +80,8 @@ func (c *Config) check() error {
 type Service struct {
 	config Config
 	log    *slog.Logger
+	ctx    context.Context // of Run
+	sweeps sync.WaitGroup  // what is to be done after a shim was killed
 
 	mu   sync.Mutex
 	vms  map[string]*vm
@@ -116,12 +118,13 @@ func Run(ctx context.Context, c Config) error {
 		l.Close()
 		return err
 	}
-	s := &Service{config: c, log: c.Log, vms: map[string]*vm{}}
+	s := &Service{config: c, log: c.Log, ctx: ctx, vms: map[string]*vm{}}
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	s.log.Info("serving", "socket", c.Socket)
 	err = s.accept(ctx, l)
 	s.stopAll()
+	s.sweeps.Wait()
 	if ctx.Err() != nil {
 		return nil
 	}

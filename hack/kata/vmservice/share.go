@@ -9,7 +9,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 
@@ -256,30 +255,6 @@ func removeDir(dir string) error {
 		return err
 	}
 	return os.RemoveAll(dir)
-}
-
-// shimDir is where the shim has the places at which it mounts root file systems.
-const shimDir = "/run/kata-containers/shared/sandboxes"
-
-// sweep removes what a shim that was killed has left of a sandbox there. Its
-// mounts went with it.
-func sweep(id string) error {
-	var dirs []string
-	err := filepath.WalkDir(filepath.Join(shimDir, id), func(path string, e fs.DirEntry, err error) error {
-		if err == nil && e.IsDir() {
-			dirs = append(dirs, path)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // containerd cleans up, too
-		}
-		return err
-	})
-	for _, d := range slices.Backward(dirs) {
-		if e := os.Remove(d); e != nil && !errors.Is(e, fs.ErrNotExist) {
-			err = errors.Join(err, e)
-		}
-	}
-	return err
 }
 
 // clean removes what a service that was killed has left. Its machines are gone

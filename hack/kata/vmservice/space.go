@@ -1,6 +1,7 @@
 package vmservice
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -87,7 +88,7 @@ func (s *space) start(args []string, files []*os.File, log string) (*child, erro
 		return nil, err
 	}
 	defer out.Close()
-	c := &child{cmd: exec.Command(args[0], args[1:]...), done: make(chan struct{})}
+	c := &child{cmd: exec.CommandContext(context.Background(), args[0], args[1:]...), done: make(chan struct{})}
 	c.cmd.Stdout, c.cmd.Stderr, c.cmd.ExtraFiles = out, out, files
 	c.cmd.Dir = "/"
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}

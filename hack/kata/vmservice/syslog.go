@@ -46,7 +46,7 @@ func ServeSyslog(ctx context.Context, file string) error {
 			return nil
 		}
 	}
-	if c, err := net.Dial("unixgram", syslogSocket); err == nil {
+	if c, err := (&net.Dialer{}).DialContext(ctx, "unixgram", syslogSocket); err == nil {
 		c.Close() // the machine's own
 		<-ctx.Done()
 		return nil

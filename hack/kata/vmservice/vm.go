@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -22,13 +23,14 @@ import (
 
 // Files of a machine in its directory. The console's is the guest kernel's log.
 const (
-	agentSocket = "agent.sock"
-	vsockSocket = "vsock.sock"
-	fsSocket    = "fs.sock"
-	consoleLog  = "console.log"
-	qemuLog     = "qemu.log"
-	fsLog       = "virtiofsd.log"
-	shareDir    = "share"
+	agentSocket   = "agent.sock"
+	vsockSocket   = "vsock.sock"
+	fsSocket      = "fs.sock"
+	consoleSocket = "con.sock"
+	consoleLog    = "console.log"
+	qemuLog       = "qemu.log"
+	fsLog         = "virtiofsd.log"
+	shareDir      = "share"
 )
 
 const (
@@ -174,6 +176,9 @@ func (v *vm) assemble() error {
 	if err := v.startVsock(); err != nil {
 		return err
 	}
+	if err := v.startConsole(); err != nil {
+		return err
+	}
 	if v.network, err = joinNetwork(v.netns); err != nil {
 		return fmt.Errorf("network of %s: %w", v.netns, err)
 	}
@@ -216,20 +221,62 @@ func (v *vm) watchShim() {
 	}
 	go func() {
 		v.stop("its shim has ended")
-		if err := errors.Join(v.service.remove(v), sweep(v.id)); err != nil {
+		if err := v.service.remove(v); err != nil {
 			v.log.Error("remove failed", "error", err)
 		}
+		v.service.sweeps.Go(func() { v.service.sweep(v) })
 	}()
 }
 
 // startVsock listens for QEMU to connect for the socket device.
 func (v *vm) startVsock() error {
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: v.path(vsockSocket), Net: "unix"})
+	v.vsock = vsock.NewDevice()
+	v.vsock.Handle(sharing.Port, v.shares.serve)
+	return v.expectQEMU(vsockSocket, func(c *net.UnixConn) {
+		if err := v.vsock.Serve(c); err != nil {
+			v.log.Error("socket device failed", "error", err)
+			go v.stop("its socket device failed")
+		}
+	})
+}
+
+// maxConsole bounds what is kept of a guest's console: it can print for ever.
+const maxConsole = 16 << 20
+
+// startConsole keeps what the guest prints on its serial line.
+func (v *vm) startConsole() error {
+	return v.expectQEMU(consoleSocket, func(c *net.UnixConn) {
+		defer c.Close()
+		if err := keepConsole(v.path(consoleLog), c); err != nil {
+			v.log.Warn("console is not kept", "error", err)
+		}
+		// The guest waits for a line that nobody reads: what is too much is read, too.
+		_, _ = io.Copy(io.Discard, c) // until QEMU has ended
+	})
+}
+
+func keepConsole(path string, c io.Reader) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
-	v.vsock = vsock.NewDevice()
-	v.vsock.Handle(sharing.Port, v.shares.serve)
+	defer f.Close()
+	_, err = io.CopyN(f, c, maxConsole)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err == nil {
+		_, err = fmt.Fprintf(f, "\n[%d bytes: no more is kept]\n", maxConsole)
+	}
+	return err
+}
+
+// expectQEMU makes a socket to which QEMU connects once.
+func (v *vm) expectQEMU(socket string, serve func(*net.UnixConn)) error {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: v.path(socket), Net: "unix"})
+	if err != nil {
+		return err
+	}
 	stop := context.AfterFunc(stoppedContext{v.stopped}, func() { l.Close() })
 	v.tasks.Go(func() {
 		defer stop()
@@ -238,10 +285,7 @@ func (v *vm) startVsock() error {
 		if err != nil {
 			return // the machine was stopped before
 		}
-		if err := v.vsock.Serve(c); err != nil {
-			v.log.Error("socket device failed", "error", err)
-			go v.stop("its socket device failed")
-		}
+		serve(c)
 	})
 	return nil
 }

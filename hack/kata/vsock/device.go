@@ -19,7 +19,10 @@ const (
 )
 
 const (
-	maxStreams = 4096
+	maxStreams = 128
+	// maxWaiting bounds the packets that wait for the guest until writers have
+	// to, however much room the guest says it has.
+	maxWaiting = 256
 	// maxOutgoing bounds the packets that wait for the guest to receive: far
 	// more than a guest that does so leaves there.
 	maxOutgoing = 16384

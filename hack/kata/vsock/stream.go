@@ -69,7 +69,7 @@ func (s *Stream) Write(b []byte) (int, error) {
 		if s.peerDeaf {
 			return n, net.ErrClosed
 		}
-		if room == 0 {
+		if room == 0 || len(d.outgoing) >= maxWaiting {
 			d.changed.Wait()
 			continue
 		}

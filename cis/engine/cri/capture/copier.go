@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -152,7 +153,7 @@ func (c *Copier) copy(flush bool) (more bool, err error) {
 		}
 	}
 	c.sound = false // until it has gone well
-	order := append(c.order, 0, 1)
+	order := slices.Concat(c.order, []int{0, 1})
 	c.order = c.order[:0]
 	for batches := 0; len(order) > 0; {
 		n, err := c.batch(order[0], flush)

@@ -59,7 +59,7 @@ func Tail(ctx context.Context, dir string, stream logs.Stream, ended <-chan stru
 			return ctx.Err()
 		case <-ended:
 		case <-news.Events:
-		case <-news.Errors:
+		case <-news.Errors: //nolint:errcheck // an overflown queue: look at once
 		}
 	}
 }

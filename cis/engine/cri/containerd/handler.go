@@ -61,9 +61,9 @@ func DetectHandlers(binDirs []string, kataConfig string) []Handler {
 	return found
 }
 
-// KataHandler is the handler of a Kata configuration file, named by its hypervisor.
-func KataHandler(hypervisor, configPath string, o sandbox.KataOptions) Handler {
-	return Handler{Name: sandbox.KataHandler(hypervisor), Type: typeKata, ConfigPath: configPath, Kata: o}
+// KataHandler is the handler of a Kata configuration file.
+func KataHandler(name, configPath string, o sandbox.KataOptions) Handler {
+	return Handler{Name: name, Type: typeKata, ConfigPath: configPath, Kata: o}
 }
 
 func have(dirs []string, name string) bool {

@@ -47,8 +47,23 @@ func lookup(s *nftables.Set, reg uint32, invert bool) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg, SetName: s.Name, SetID: s.ID, Invert: invert}}
 }
 
-func lookupMap(s *nftables.Set, from, to uint32) []expr.Any {
-	return []expr.Any{&expr.Lookup{SourceRegister: from, DestRegister: to, IsDestRegSet: true, SetName: s.Name, SetID: s.ID}}
+// lookupMap replaces register 1 by what the map has for it.
+func lookupMap(s *nftables.Set) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: s.Name, SetID: s.ID}}
+}
+
+// setMark makes register 1 the packet's mark, clearMark takes it away.
+func setMark() []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg1}}
+}
+
+func clearMark() []expr.Any {
+	return append([]expr.Any{&expr.Immediate{Register: reg1, Data: make([]byte, 4)}}, setMark()...)
+}
+
+// member tests whether the packet goes to an instance of the org that is its mark.
+func member(s *nftables.Set) []expr.Any {
+	return join([][]expr.Any{meta(expr.MetaKeyMARK, reg1), network(ipDestination, unix.NFT_REG32_01), lookup(s, reg1, false)})
 }
 
 func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
@@ -69,10 +84,11 @@ func port(n uint16) []byte { return append(binaryutil.BigEndian.PutUint16(n), 0,
 
 // batch is a transaction on the sets.
 type batch struct {
-	conn *nftables.Conn
-	t    tables
-	err  error
-	used bool
+	conn   *nftables.Conn
+	t      tables
+	number func(org string) uint32
+	err    error
+	used   bool
 }
 
 func (f *Fence) begin() (*batch, error) {
@@ -80,18 +96,20 @@ func (f *Fence) begin() (*batch, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &batch{conn: conn, t: f.tables()}, nil
+	return &batch{conn: conn, t: f.tables(), number: f.number}, nil
 }
 
 // elements are a place's in each set.
 func (b *batch) elements(a netip.Addr, p place) map[*nftables.Set]nftables.SetElement {
-	ip, dev, org := a.AsSlice(), ifname(p.iface), p.org[:]
+	ip, dev, org := a.AsSlice(), ifname(p.iface), binaryutil.NativeEndian.PutUint32(b.number(p.org))
 	member := append(append([]byte{}, org...), ip...)
+	named := nftables.SetElement{Key: ip, Val: org, Comment: p.org}
 	return map[*nftables.Set]nftables.SetElement{
 		b.t.ports:     {Key: dev},
-		b.t.senders:   {Key: append(append([]byte{}, dev...), ip...), Val: org},
+		b.t.addresses: {Key: append(append([]byte{}, dev...), ip...)},
+		b.t.frOrgs:    named,
 		b.t.frMembers: {Key: member},
-		b.t.orgs:      {Key: ip, Val: org},
+		b.t.orgs:      named,
 		b.t.members:   {Key: member},
 	}
 }

@@ -8,7 +8,6 @@
 package fence
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,21 +46,11 @@ type Fence struct {
 
 	mu     sync.Mutex
 	ports  map[netip.Addr]place
-	behind bool // the kernel lacks a change
+	orgs   map[string]uint32 // an org's number in the packet filter, from 1
+	behind bool              // the kernel lacks a change
 }
 
-type place struct {
-	iface string
-	org   orgID
-}
-
-// orgID stands for an org in the packet filter: 128 bits of a hash of its name, the width of the widest register.
-type orgID [16]byte
-
-func idOf(org string) orgID {
-	sum := sha256.Sum256([]byte(org))
-	return orgID(sum[:16])
-}
+type place struct{ iface, org string }
 
 const ifNameSize = 16 // the kernel's IFNAMSIZ, the end included
 
@@ -71,7 +60,7 @@ func Open(config Config) (*Fence, error) {
 	if config.Bridge == "" || len(config.Bridge) >= ifNameSize {
 		return nil, fmt.Errorf("fence: bridge %q is not a device's name", config.Bridge)
 	}
-	f := &Fence{config: config, ports: map[netip.Addr]place{}}
+	f := &Fence{config: config, ports: map[netip.Addr]place{}, orgs: map[string]uint32{}}
 	if err := f.recall(); err != nil {
 		return nil, fmt.Errorf("fence: read the rules of %s: %w", config.Bridge, err)
 	}
@@ -92,7 +81,7 @@ func (f *Fence) Admit(p Port) error {
 	if err != nil {
 		return fmt.Errorf("fence: admit %s: %w", p.Interface, err)
 	}
-	now := place{iface: p.Interface, org: idOf(p.Org)}
+	now := place{iface: p.Interface, org: p.Org}
 	for _, a := range p.Addrs {
 		if !a.Is4() || f.ports[a] == now {
 			continue
@@ -166,6 +155,20 @@ func Remove(bridge string) error {
 		return fmt.Errorf("fence: remove the rules of %s: %w", bridge, err)
 	}
 	return nil
+}
+
+// number is an org's mark in the packet filter; it stays the same as long as this fence, or an instance of the org, is
+// there. The lock is held.
+func (f *Fence) number(org string) uint32 {
+	if n, ok := f.orgs[org]; ok {
+		return n
+	}
+	n := uint32(1)
+	for _, other := range f.orgs {
+		n = max(n, other+1)
+	}
+	f.orgs[org] = n
+	return n
 }
 
 func tableName(bridge string) string { return "cumulet-" + bridge }

@@ -3,6 +3,8 @@ package fence_test
 import (
 	"maps"
 	"net/netip"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"cumulet.io/cis/engine/cri/fence"
@@ -50,6 +52,17 @@ func TestFence(t *testing.T) {
 		t.Fatal(err)
 	}
 	is(f, map[netip.Addr]string{a: fence.Place("veth1", "acme"), b: fence.Place("veth2", "bank")})
+	// An operator's nft lists the rules as what they are.
+	for family, wants := range map[string][]string{"bridge": {"ip saddr map @orgs", "meta mark . ip daddr @members", `comment "acme"`},
+		"inet": {"ip saddr map @orgs", "meta mark . ip daddr @members", "0xa9fe0000", "443"}} {
+		out, err := exec.CommandContext(t.Context(), testenv.Tool(t, "nft"), "list", "table", family, "cumulet-"+net.Bridge).CombinedOutput()
+		for _, want := range wants {
+			if err != nil || !strings.Contains(string(out), want) {
+				t.Errorf("nft list table lacks %q: %v\n%s", want, err, out)
+				break
+			}
+		}
+	}
 	f = open()
 	if err := f.Admit(fence.Port{Org: "bank", Interface: "veth3", Addrs: []netip.Addr{a}}); err != nil {
 		t.Fatal(err)

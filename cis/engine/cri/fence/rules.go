@@ -12,24 +12,26 @@ import (
 
 // The sets, by name, in the tables of both families:
 //
-//	ports    interfaces of admitted instances
-//	senders  interface and address of an admitted instance -> its org
-//	orgs     address of an admitted instance -> its org
-//	members  org and address of an instance of it
-//	open     the machine's ports that instances may reach
+//	ports      interfaces of admitted instances
+//	addresses  interface and address of an admitted instance
+//	orgs       address of an admitted instance -> its org's number; its comment is the org's name
+//	members    number of an org and address of an instance of it
+//	open       the machine's ports that instances may reach
+//
+// An org's number becomes the packet's mark for as long as it is looked up. It could be kept in a register alone; but then
+// nft(8) does not understand the rules, and fails when it lists them.
 const (
-	setPorts   = "ports"
-	setSenders = "senders"
-	setOrgs    = "orgs"
-	setMembers = "members"
-	setOpen    = "open"
+	setPorts     = "ports"
+	setAddresses = "addresses"
+	setOrgs      = "orgs"
+	setMembers   = "members"
+	setOpen      = "open"
 )
 
 // Registers of 16 bytes each.
 const (
 	reg1 = unix.NFT_REG_1
 	reg2 = unix.NFT_REG_2
-	reg3 = unix.NFT_REG_3
 	reg4 = unix.NFT_REG_4
 )
 
@@ -41,19 +43,23 @@ var linkLocal = netip.MustParsePrefix("169.254.0.0/16")
 
 // tables are the handles of the rules' tables and sets.
 type tables struct {
-	bridge, inet              *nftables.Table
-	ports, senders, frMembers *nftables.Set
-	orgs, members, open       *nftables.Set
+	bridge, inet        *nftables.Table
+	ports, addresses    *nftables.Set
+	frOrgs, frMembers   *nftables.Set
+	orgs, members, open *nftables.Set
 }
 
 func (f *Fence) tables() tables {
 	name := tableName(f.config.Bridge)
 	t := tables{bridge: &nftables.Table{Name: name, Family: nftables.TableFamilyBridge}, inet: &nftables.Table{Name: name, Family: nftables.TableFamilyINet}}
-	member := nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeIPAddr)
+	member := nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeIPAddr)
+	org := func(t *nftables.Table) *nftables.Set {
+		return &nftables.Set{Table: t, Name: setOrgs, IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeMark}
+	}
 	t.ports = &nftables.Set{Table: t.bridge, Name: setPorts, KeyType: nftables.TypeIFName}
-	t.senders = &nftables.Set{Table: t.bridge, Name: setSenders, IsMap: true, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr), DataType: nftables.TypeIP6Addr}
+	t.addresses = &nftables.Set{Table: t.bridge, Name: setAddresses, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr)}
 	t.frMembers = &nftables.Set{Table: t.bridge, Name: setMembers, KeyType: member}
-	t.orgs = &nftables.Set{Table: t.inet, Name: setOrgs, IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeIP6Addr}
+	t.frOrgs, t.orgs = org(t.bridge), org(t.inet)
 	t.members = &nftables.Set{Table: t.inet, Name: setMembers, KeyType: member}
 	t.open = &nftables.Set{Table: t.inet, Name: setOpen, KeyType: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)}
 	return t
@@ -73,23 +79,46 @@ func (f *Fence) recall() error {
 		if t.Name != tableName(f.config.Bridge) {
 			continue
 		}
-		set, err := conn.GetSetByName(t, setSenders)
+		interfaces, err := elements(conn, t, setAddresses)
 		if err != nil {
 			return err
 		}
-		elements, err := conn.GetSetElements(set)
+		orgs, err := elements(conn, t, setOrgs)
 		if err != nil {
 			return err
 		}
-		for _, e := range elements {
-			if len(e.Key) != ifNameSize+4 || len(e.Val) != len(orgID{}) {
+		names := map[netip.Addr]string{}
+		for _, e := range orgs {
+			if len(e.Key) == 4 && len(e.Val) == 4 && e.Comment != "" {
+				names[netip.AddrFrom4([4]byte(e.Key))] = e.Comment
+				f.orgs[e.Comment] = binaryutil.NativeEndian.Uint32(e.Val)
+			}
+		}
+		for _, e := range interfaces {
+			if len(e.Key) != ifNameSize+4 {
 				continue
 			}
 			iface, _, _ := bytes.Cut(e.Key[:ifNameSize], []byte{0})
-			f.ports[netip.AddrFrom4([4]byte(e.Key[ifNameSize:]))] = place{string(iface), orgID(e.Val)}
+			if a := netip.AddrFrom4([4]byte(e.Key[ifNameSize:])); names[a] != "" {
+				f.ports[a] = place{string(iface), names[a]}
+			}
 		}
 	}
 	return nil
+}
+
+// elements are a set's; none when there is no such set, as in tables of another version.
+func elements(conn *nftables.Conn, t *nftables.Table, name string) ([]nftables.SetElement, error) {
+	sets, err := conn.GetSets(t)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range sets {
+		if s.Name == name {
+			return conn.GetSetElements(s)
+		}
+	}
+	return nil, nil
 }
 
 // rebuild replaces both tables by new ones with what is admitted, as one transaction.
@@ -104,7 +133,7 @@ func (f *Fence) rebuild() error {
 		conn.DelTable(table)
 		conn.AddTable(table)
 	}
-	for _, set := range []*nftables.Set{t.ports, t.senders, t.frMembers, t.orgs, t.members, t.open} {
+	for _, set := range []*nftables.Set{t.ports, t.addresses, t.frOrgs, t.frMembers, t.orgs, t.members, t.open} {
 		var elements []nftables.SetElement
 		if set == t.open {
 			for _, p := range f.config.NodePorts {
@@ -117,7 +146,7 @@ func (f *Fence) rebuild() error {
 	}
 	f.bridgeRules(conn, t)
 	f.inetRules(conn, t)
-	b := &batch{conn: conn, t: t}
+	b := &batch{conn: conn, t: t, number: f.number}
 	for a, p := range f.ports {
 		b.add(a, p)
 	}
@@ -135,7 +164,7 @@ func (f *Fence) bridgeRules(conn *nftables.Conn, t tables) {
 	}
 	in := meta(expr.MetaKeyIIFNAME, reg1)
 	sender := func(offset uint32) []expr.Any {
-		return join([][]expr.Any{in, network(offset, reg2), lookupMap(t.senders, reg1, reg3)})
+		return join([][]expr.Any{in, network(offset, reg2), lookup(t.addresses, reg1, false)})
 	}
 
 	// What an instance sends must have its own address.
@@ -147,7 +176,8 @@ func (f *Fence) bridgeRules(conn *nftables.Conn, t tables) {
 
 	// From instance to instance goes IPv4 within an org; and ARP, whose sender is known.
 	fwd := chain("same-org", nftables.ChainHookForward)
-	rule(fwd, etherType(unix.ETH_P_IP), sender(ipSource), network(ipDestination, reg4), lookup(t.frMembers, reg3, false), accept())
+	rule(fwd, in, lookup(t.ports, reg1, false), etherType(unix.ETH_P_IP), network(ipSource, reg1), lookupMap(t.frOrgs), setMark())
+	rule(fwd, in, lookup(t.ports, reg1, false), etherType(unix.ETH_P_IP), member(t.frMembers), clearMark(), accept())
 	rule(fwd, in, lookup(t.ports, reg1, false), etherType(unix.ETH_P_ARP), accept())
 	rule(fwd, in, lookup(t.ports, reg1, false), drop())
 	rule(fwd, meta(expr.MetaKeyOIFNAME, reg1), lookup(t.ports, reg1, false), drop())
@@ -199,6 +229,8 @@ func (f *Fence) inetRules(conn *nftables.Conn, t tables) {
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(translated), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: make([]byte, 4)},
 	}, accept())
-	rule(fwd, network(ipSource, reg1), lookupMap(t.orgs, reg1, reg3), network(ipDestination, reg4), lookup(t.members, reg3, false), accept())
+	rule(fwd, clearMark())
+	rule(fwd, ipv4, network(ipSource, reg1), lookupMap(t.orgs), setMark())
+	rule(fwd, ipv4, member(t.members), clearMark(), accept())
 	rule(fwd, drop())
 }

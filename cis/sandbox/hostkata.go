@@ -1,0 +1,139 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cumulet.io/cis"
+)
+
+const kataShim = "containerd-shim-kata-v2"
+
+// kataConfigs are where the shim looks for its configuration (kata-containers, utils/config).
+func kataConfigs() []string {
+	return []string{"/etc/kata-containers/configuration.toml", "/opt/kata/share/defaults/kata-containers/configuration.toml",
+		"/usr/share/defaults/kata-containers/configuration.toml"}
+}
+
+// kata gives a finding for each configuration, the one of Hypervisor first.
+func (o Options) kata(ctx context.Context) []Finding {
+	if len(o.KataConfigs) == 0 {
+		return []Finding{o.kataFinding(ctx, Handler(cis.Kata), o.kataPlace())}
+	}
+	names := slices.Sorted(maps.Keys(o.KataConfigs))
+	slices.SortStableFunc(names, func(a, b string) int {
+		switch {
+		case a == b:
+			return 0
+		case a == o.Hypervisor:
+			return -1
+		case b == o.Hypervisor:
+			return 1
+		}
+		return 0
+	})
+	var all []Finding
+	for _, name := range names {
+		all = append(all, o.kataFinding(ctx, KataHandler(name), o.KataConfigs[name]))
+	}
+	return all
+}
+
+// kataPlace is the configuration file that is there, or "".
+func (o Options) kataPlace() string {
+	if o.KataConfig != "" {
+		return o.KataConfig
+	}
+	for _, p := range kataConfigs() {
+		if _, err := os.Stat(filepath.Join(o.Root, p)); err == nil {
+			return p
+		}
+	}
+	return ""
+}
+
+// kataFinding checks what a configuration needs: each hypervisor has needs of its own. What cannot be read is taken for
+// QEMU's, which needs most.
+func (o Options) kataFinding(ctx context.Context, handler, config string) Finding {
+	f := Finding{Class: cis.Kata, Handler: handler, KataConfig: config}
+	read, configured := o.readKata(config)
+	if read.Hypervisor == "remote" {
+		f.Checks = append(f.Checks, o.dial("VM service", "unix", read.Socket, "start the service that remote_hypervisor_socket names"))
+	} else {
+		f.Checks = append(f.Checks, o.cpu(), o.kvm())
+		if read.Hypervisor == "" || read.Hypervisor == "qemu" { // the others bring a socket device of their own
+			f.Checks = append(f.Checks, o.device("dev/vhost-vsock", "modprobe vhost_vsock"))
+		}
+	}
+	f.Checks = append(f.Checks, o.runs(ctx, kataShim, "install Kata Containers"), configured)
+	for _, what := range slices.Sorted(maps.Keys(read.Files)) {
+		f.Checks = append(f.Checks, o.file(what, read.Files[what]))
+	}
+	if read.Hypervisor == "firecracker" && o.OwnContainerd {
+		f.Checks = append(f.Checks, Check{Name: "block snapshotter", Found: "Firecracker shares no directory with its guest, and the server's own containerd has overlayfs alone",
+			Fix: "use a containerd with the devmapper snapshotter: control.cri.socket"})
+	}
+	f.Checks = append(f.Checks, o.dial("syslog", "unixgram", "/dev/log", "run a syslog daemon or systemd-journald: Kata's shim does not start without"))
+	return f
+}
+
+func (o Options) readKata(config string) (KataConfig, Check) {
+	c := Check{Name: "Kata configuration", Fix: "install Kata Containers, or set control.cri.kataConfig"}
+	if config == "" {
+		c.Found = "none of " + strings.Join(kataConfigs(), ", ")
+		return KataConfig{}, c
+	}
+	read, err := ReadKataConfig(filepath.Join(o.Root, config))
+	if err != nil {
+		c.Found = err.Error()
+		return KataConfig{}, c
+	}
+	return read, Check{Name: c.Name, OK: true, Found: config + " (" + read.Hypervisor + ")"}
+}
+
+// kvm checks that virtual machines can be made, and not only that the device is there.
+func (o Options) kvm() Check {
+	const fix = "load the kvm_intel or kvm_amd module, and give this process /dev/kvm"
+	c := o.device("dev/kvm", fix)
+	if !c.OK || o.Root != "/" {
+		return c
+	}
+	fd, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return Check{Name: c.Name, Found: fmt.Sprintf("cannot be opened: %v", err), Fix: fix}
+	}
+	defer unix.Close(fd)
+	const getAPIVersion, stable = 0xAE00, 12 // KVM_GET_API_VERSION; the kernel's api.rst: refuse all others
+	if v, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), getAPIVersion, 0); e != 0 || v != stable {
+		return Check{Name: c.Name, Found: fmt.Sprintf("KVM's version is %d (%v), not %d", v, e, stable), Fix: fix}
+	}
+	return c
+}
+
+func (o Options) file(what, path string) Check {
+	c := Check{Name: what, Found: "missing: " + path, Fix: "install it, or mend its path in Kata's configuration"}
+	if st, err := os.Stat(filepath.Join(o.Root, path)); err == nil && st.Mode()&fs.ModeType == 0 {
+		return Check{Name: what, OK: true, Found: path}
+	}
+	return c
+}
+
+// dial checks that somebody listens.
+func (o Options) dial(what, network, path, fix string) Check {
+	conn, err := net.DialTimeout(network, filepath.Join(o.Root, path), time.Second)
+	if err != nil {
+		return Check{Name: what, Found: fmt.Sprintf("nobody listens at %s", path), Fix: fix}
+	}
+	conn.Close() // nothing was sent
+	return Check{Name: what, OK: true, Found: path}
+}

@@ -1,0 +1,202 @@
+package files
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"cumulet.io/internal/problem"
+	"cumulet.io/registry"
+)
+
+// Put describes a file to be stored.
+type Put struct {
+	Repository, Path, Version string
+	MediaType                 string
+	// Digest is what the content must have; "" is whatever it has.
+	Digest digest.Digest
+	// Replace is the digest of the content that may be replaced, "*" for any; "" is none.
+	Replace string
+	// Length is the content's, -1 when it is not known.
+	Length  int64
+	Account string
+}
+
+func (p *Put) validate() error {
+	if _, err := registry.SplitRepository("repository", p.Repository); err != nil {
+		return err
+	}
+	if err := ValidatePath(p.Path); err != nil {
+		return err
+	}
+	if err := ValidateVersion(p.Version); err != nil {
+		return err
+	}
+	if p.Digest != "" && (p.Digest.Validate() != nil || p.Digest.Algorithm() != digest.SHA256) {
+		return problem.Invalid("digest", "must be sha256:… of 64 hexadecimal digits", p.Digest)
+	}
+	var err error
+	p.MediaType, err = cleanMediaType(p.MediaType)
+	return err
+}
+
+// Store stores a file and gives it. made is false when the same content was there under this version.
+func (s *Store) Store(ctx context.Context, p Put, src io.Reader) (f *File, made bool, err error) {
+	if err := p.validate(); err != nil {
+		return nil, false, err
+	}
+	if p.Length > s.cfg.MaxBytes {
+		return nil, false, s.tooLarge()
+	}
+	room, err := s.Room(ctx, p.Repository, p.Length)
+	if err != nil {
+		return nil, false, err
+	}
+	owner, err := newOwner()
+	if err != nil {
+		return nil, false, err
+	}
+	limited := &limitReader{r: src, left: s.cfg.MaxBytes, err: s.tooLarge()}
+	if room < s.cfg.MaxBytes {
+		limited.left, limited.err = room, noRoom(p.Repository)
+	}
+	d, size, err := s.cfg.Blobs.Put(ctx, owner, limited)
+	if err != nil {
+		if errors.Is(err, problem.ErrExhausted) {
+			s.announceQuota(ctx, p.Repository)
+		}
+		return nil, false, fmt.Errorf("store file: %w", err)
+	}
+	return s.finish(ctx, p, content{owner, d, size})
+}
+
+// finish makes content a file, or drops it.
+func (s *Store) finish(ctx context.Context, p Put, c content) (*File, bool, error) {
+	if p.Digest != "" && p.Digest != c.digest {
+		s.drop(ctx, c)
+		return nil, false, problem.Invalid("digest", fmt.Sprintf("must be that of the content, which has %d bytes and %s", c.size, c.digest), p.Digest)
+	}
+	if p.Length >= 0 && p.Length != c.size {
+		s.drop(ctx, c)
+		return nil, false, problem.Invalid("Content-Length", fmt.Sprintf("must be the length of the content, which has %d bytes", c.size), p.Length)
+	}
+	// The repository is there before the file is.
+	if err := s.cfg.Directory.Pushed(ctx, p.Repository, p.Account); err != nil {
+		s.drop(ctx, c)
+		return nil, false, fmt.Errorf("store file: %w", err)
+	}
+	f := File{Repository: p.Repository, Path: p.Path, Version: p.Version, Digest: c.digest, Size: c.size, MediaType: p.MediaType,
+		CreatedAt: s.cfg.Now().UTC(), CreatedBy: p.Account}
+	made, err := s.commit(ctx, f, c, p.Replace)
+	if err != nil {
+		s.drop(ctx, c)
+		return nil, false, err
+	}
+	s.Collect(ctx)
+	if made {
+		return &f, true, s.announcePush(ctx, &f, c.owner)
+	}
+	there, err := s.File(ctx, p.Repository, p.Path, p.Version)
+	if err != nil {
+		return nil, false, err
+	}
+	// It may be the retry of a push that was killed before it could tell.
+	owner, err := s.owner(ctx, there)
+	if err != nil {
+		return nil, false, err
+	}
+	return there, false, s.announcePush(ctx, there, owner)
+}
+
+// announcePush tells of a push, under an id that is the same for each retry. A fault fails the push.
+func (s *Store) announcePush(ctx context.Context, f *File, owner string) error {
+	if err := s.emit(ctx, registry.EventPush, owner, *f, f.CreatedBy); err != nil {
+		return fmt.Errorf("announce file: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) tooLarge() error {
+	return problem.New(problem.ErrTooLarge, "a file may have %d bytes at most", s.cfg.MaxBytes)
+}
+
+func noRoom(repository string) error {
+	org, _ := registry.SplitRepository("repository", repository) //nolint:errcheck // it was checked
+	return problem.New(problem.ErrExhausted, "the quota of the organisation %q is used up: delete something or ask the operator for more", org)
+}
+
+// Room tells how many bytes a file may have for its org's quota; ErrExhausted when length is more, or nothing is left.
+func (s *Store) Room(ctx context.Context, repository string, length int64) (int64, error) {
+	if s.cfg.Quotas == nil {
+		return s.cfg.MaxBytes, nil
+	}
+	org, err := registry.SplitRepository("repository", repository)
+	if err != nil {
+		return 0, err
+	}
+	q, err := s.cfg.Quotas.Quota(ctx, org)
+	if err != nil {
+		return 0, fmt.Errorf("read quota: %w", err)
+	}
+	if q.Bytes == 0 {
+		return s.cfg.MaxBytes, nil
+	}
+	used, err := s.Usage(ctx, org)
+	if err != nil {
+		return 0, err
+	}
+	if s.cfg.Usage != nil {
+		more, err := s.cfg.Usage(ctx, org)
+		if err != nil {
+			return 0, fmt.Errorf("read usage: %w", err)
+		}
+		used += more
+	}
+	left := q.Bytes - used
+	if left <= 0 || length > left {
+		s.announceQuota(ctx, repository)
+		return 0, noRoom(repository)
+	}
+	return left, nil
+}
+
+// announceQuota tells that an org was refused for its quota: once in an hour, by the event's id.
+func (s *Store) announceQuota(ctx context.Context, repository string) {
+	org, err := registry.SplitRepository("repository", repository)
+	if err != nil || s.cfg.Outbox == nil {
+		return
+	}
+	now := s.cfg.Now().UTC()
+	hour := now.Truncate(time.Hour)
+	err = s.cfg.Outbox.Emit(ctx, registry.Event{ID: "quota-files-" + org + "-" + hour.Format("2006010215"), Type: registry.EventQuota, Time: now, Org: org,
+		Repository: repository, Data: map[string]string{"reason": "a file was refused for the quota"}})
+	if err != nil {
+		s.cfg.Logger.WarnContext(ctx, "quota event is lost", "org", org, "error", err)
+	}
+}
+
+// limitReader fails with err after left bytes.
+type limitReader struct {
+	r    io.Reader
+	left int64
+	err  error
+}
+
+// Read implements io.Reader.
+func (l *limitReader) Read(p []byte) (int, error) {
+	if l.left < 0 {
+		return 0, l.err
+	}
+	if int64(len(p)) > l.left+1 {
+		p = p[:l.left+1]
+	}
+	n, err := l.r.Read(p)
+	if l.left -= int64(n); l.left < 0 {
+		return 0, l.err
+	}
+	return n, err
+}
