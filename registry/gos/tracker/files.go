@@ -54,7 +54,7 @@ func (t *Tracker) File(ctx context.Context, path string) (*File, error) {
 		f.Modified = fromMillis(modified)
 		if now := t.now(); Kind(kind) == KindLayer && touched < now.Add(-t.lease/2).UnixMilli() {
 			// Whoever finds the link may rely on it for a while: the collector looks at the same column.
-			res, err := t.db.ExecContext(ctx, t.db.Q(`UPDATE gos_files SET touched = ? WHERE path = ?`), now.UnixMilli(), path)
+			res, err := t.execContext(ctx, t.db.Q(`UPDATE gos_files SET touched = ? WHERE path = ?`), now.UnixMilli(), path)
 			if err != nil {
 				return err
 			}
