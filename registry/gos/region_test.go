@@ -43,15 +43,17 @@ func TestFirstByteAcrossRegions(t *testing.T) {
 	w := newWorld(t, tracker.Config{}, "a", "b", "c")
 	a := w.node("a", rtt)
 	client := &http.Client{Transport: transport(t)}
-	// A busy machine may be late now and then, but not in the median of each of three series.
+	// A busy machine is late often: the third fastest of nine counts, of each of five series, beside what the machine adds
+	// to a bare read of the source over the same line.
 	var medians []time.Duration
-	for series := range 3 {
-		b := w.node([]string{"b", "c", "b"}[series], rtt)
+	for series := range 5 {
+		b := w.node([]string{"b", "c", "b", "c", "b"}[series], rtt)
 		base := b.serve(t)
 		if _, err := pull(t.Context(), client, base, a.put(t, gostest.Bytes(uint64(series+100), 1000))); err != nil {
 			t.Fatal(err) // makes the connections
 		}
-		var took []time.Duration
+		direct := store(t, b.lines["a"].url(), transport(t))
+		var took, bare []time.Duration
 		for i := range 9 {
 			d := a.put(t, gostest.Bytes(uint64(series*100+i), 1<<20))
 			began := time.Now()
@@ -72,17 +74,35 @@ func TestFirstByteAcrossRegions(t *testing.T) {
 			}
 			resp.Body.Close()
 			w.stored(d, b.Name()) // what is being stored would take time from the next
+			blob, err := w.tracker.Find(t.Context(), d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			began = time.Now()
+			body, err := direct.Get(t.Context(), blob.In("a"), 0, -1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(body, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			bare = append(bare, time.Since(began))
+			if _, err := io.Copy(io.Discard, body); err != nil {
+				t.Fatal(err)
+			}
+			body.Close()
 		}
 		slices.Sort(took)
-		t.Logf("series %d: median %v of %v", series, took[len(took)/2], took)
-		if medians = append(medians, took[len(took)/2]); took[len(took)/2] <= rtt+allowed {
+		slices.Sort(bare)
+		t.Logf("series %d: third %v, median %v, of %v; bare %v", series, took[2], took[4], took, bare)
+		if medians = append(medians, took[4]); took[2] <= max(rtt, bare[2])+allowed {
 			if took[0] < rtt {
 				t.Errorf("%v is less than a round trip: the line is not on the way", took[0])
 			}
 			return
 		}
 	}
-	t.Errorf("the first byte came after %v, with a round-trip time of %v", medians, rtt)
+	t.Errorf("the first byte came after %v in the median, with a round-trip time of %v", medians, rtt)
 }
 
 // 100 clients that pull a blob first, at the same time and from two nodes, cost one read of its source.

@@ -20,8 +20,7 @@ import (
 // ServeBlob answers GET and HEAD of a blob (OCI distribution specification, "Pulling blobs"; ranges by RFC 9110): from a
 // local directory by the kernel, from a store that clients can reach by a redirect, from another region through the
 // spool. The caller has authorised the read. size is the blob's as the caller knows it, negative where it does not: a
-// blob of another size is an error. Content-Type, Docker-Content-Digest, ETag and Cache-Control are set where the caller has
-// not set them. An error is one of problem's and nothing was written; nil once an answer was begun.
+// blob of another size is an error. An error is one of problem's and nothing was written; nil once an answer was begun.
 // An answer that cannot be finished ends short of its Content-Length, which net/http makes a broken connection.
 func (r *Region) ServeBlob(w http.ResponseWriter, req *http.Request, dgst digest.Digest, size int64) error {
 	ctx := req.Context()
@@ -74,7 +73,7 @@ func (r *Region) serveLocal(w http.ResponseWriter, req *http.Request, b *tracker
 		serveContent(w, req, b, f)
 		return true, nil
 	}
-	if p, ok := r.store.(Presigner); ok && !notModified(w, req, b.Digest) {
+	if p, ok := r.store.(Presigner); ok && !notModified(req, b.Digest) {
 		u, err := p.Presign(ctx, key, r.cfg.PresignTTL)
 		if err != nil {
 			return false, err
@@ -82,7 +81,7 @@ func (r *Region) serveLocal(w http.ResponseWriter, req *http.Request, b *tracker
 		if u != "" {
 			h := w.Header()
 			h.Set("Location", u)
-			setDefault(h, "Docker-Content-Digest", b.Digest.String())
+			setUnset(h, "Docker-Content-Digest", b.Digest.String())
 			h.Set("Cache-Control", "no-store") // the URL is good for a while only, and for whom it was made
 			h.Set("Content-Length", "0")
 			w.WriteHeader(http.StatusTemporaryRedirect)
@@ -123,26 +122,25 @@ func (r *Region) serveStream(w http.ResponseWriter, req *http.Request, b *tracke
 
 func etag(d digest.Digest) string { return `"` + d.String() + `"` }
 
-func notModified(w http.ResponseWriter, req *http.Request, d digest.Digest) bool {
-	setDefault(w.Header(), "ETag", etag(d))
-	return req.Header.Get("If-None-Match") == w.Header().Get("ETag")
-}
-
-// setDefault sets a header that the caller has not: a blob may be known to it by another digest.
-func setDefault(h http.Header, name, value string) {
-	if h.Get(name) == "" {
-		h.Set(name, value)
-	}
+func notModified(req *http.Request, d digest.Digest) bool {
+	return req.Header.Get("If-None-Match") == etag(d)
 }
 
 func serveContent(w http.ResponseWriter, req *http.Request, b *tracker.Blob, content io.ReadSeeker) {
 	h := w.Header()
-	setDefault(h, "Content-Type", "application/octet-stream")
-	setDefault(h, "Docker-Content-Digest", b.Digest.String())
-	setDefault(h, "ETag", etag(b.Digest))
-	setDefault(h, "Cache-Control", "private, max-age=31536000, immutable")
+	h.Set("Content-Type", "application/octet-stream")
+	setUnset(h, "Docker-Content-Digest", b.Digest.String())
+	setUnset(h, "Etag", etag(b.Digest))
+	h.Set("Cache-Control", "private, max-age=31536000, immutable")
 	h.Set("X-Content-Type-Options", "nosniff")
 	http.ServeContent(w, req, "", time.Time{}, content)
+}
+
+// setUnset leaves alone what the caller has said: it may know the blob by another digest.
+func setUnset(h http.Header, key, value string) {
+	if h.Get(key) == "" {
+		h.Set(key, value)
+	}
 }
 
 // rangeStart guesses where a read will begin, so that it can be opened there: the first byte of a Range header of one

@@ -80,7 +80,7 @@ func (t *Tracker) Touch(ctx context.Context, d digest.Digest) (*Blob, error) {
 				return nil
 			}
 			// The epoch: between the two statements this life may have ended and another begun.
-			res, err := t.db.ExecContext(ctx, t.db.Q(`UPDATE gos_blobs SET state = 'live', lease = ? WHERE digest = ? AND epoch = ?`),
+			res, err := t.execContext(ctx, t.db.Q(`UPDATE gos_blobs SET state = 'live', lease = ? WHERE digest = ? AND epoch = ?`),
 				now.Add(t.lease).UnixMilli(), d.String(), blob.Epoch)
 			if err != nil {
 				return err
@@ -244,7 +244,7 @@ func (t *Tracker) Reference(ctx context.Context, owner string, d digest.Digest) 
 // Release ends a reference. It is no error when there is none.
 func (t *Tracker) Release(ctx context.Context, owner string, d digest.Digest) error {
 	return t.call(ctx, "release blob", func(ctx context.Context) error {
-		_, err := t.db.ExecContext(ctx, t.db.Q(`DELETE FROM gos_references WHERE owner = ? AND digest = ?`), owner, d.String())
+		_, err := t.execContext(ctx, t.db.Q(`DELETE FROM gos_references WHERE owner = ? AND digest = ?`), owner, d.String())
 		return err
 	})
 }
@@ -252,7 +252,7 @@ func (t *Tracker) Release(ctx context.Context, owner string, d digest.Digest) er
 // Intend announces an object before it is written: if it is not committed by due, it is garbage.
 func (t *Tracker) Intend(ctx context.Context, o Object, due time.Time) error {
 	return t.call(ctx, "intend object", func(ctx context.Context) error {
-		_, err := t.db.ExecContext(ctx, t.db.Q(`INSERT INTO gos_garbage (region, object, due) VALUES (?, ?, ?)`), o.Region, o.Key, due.UnixMilli())
+		_, err := t.execContext(ctx, t.db.Q(`INSERT INTO gos_garbage (region, object, due) VALUES (?, ?, ?)`), o.Region, o.Key, due.UnixMilli())
 		return err
 	})
 }

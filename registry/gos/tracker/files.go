@@ -54,7 +54,7 @@ func (t *Tracker) File(ctx context.Context, path string) (*File, error) {
 		f.Modified = fromMillis(modified)
 		if now := t.now(); Kind(kind) == KindLayer && touched < now.Add(-t.lease/2).UnixMilli() {
 			// Whoever finds the link may rely on it for a while: the collector looks at the same column.
-			res, err := t.db.ExecContext(ctx, t.db.Q(`UPDATE gos_files SET touched = ? WHERE path = ?`), now.UnixMilli(), path)
+			res, err := t.execContext(ctx, t.db.Q(`UPDATE gos_files SET touched = ? WHERE path = ?`), now.UnixMilli(), path)
 			if err != nil {
 				return err
 			}
@@ -131,12 +131,6 @@ func (t *Tracker) PutFile(ctx context.Context, path string, content []byte) erro
 
 func (x *tx) putFile(ctx context.Context, path string, content []byte, o Object, size int64) error {
 	p := ParsePath(path)
-	if p.Kind == KindLayer || p.Kind == KindRevision {
-		// A link under another algorithm's digest leads to the blob's own.
-		if target := digest.Digest(content); target.Validate() == nil {
-			p.Digest = target
-		}
-	}
 	var seq int64
 	if p.Kind != KindUpload {
 		var err error
@@ -157,7 +151,7 @@ func (x *tx) putFile(ctx context.Context, path string, content []byte, o Object,
 	_, err := x.exec(ctx, `INSERT INTO gos_files (path, content, region, object, size, modified, touched, repository, kind, digest, seq)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (path) DO UPDATE SET content = excluded.content, region = excluded.region, object = excluded.object,
-			size = excluded.size, modified = excluded.modified, touched = excluded.touched, digest = excluded.digest, seq = excluded.seq`,
+			size = excluded.size, modified = excluded.modified, touched = excluded.touched, seq = excluded.seq`,
 		path, content, o.Region, o.Key, size, now, now, p.Repository, string(p.Kind), p.Digest.String(), seq)
 	return err
 }
@@ -215,9 +209,10 @@ func (t *Tracker) Move(ctx context.Context, from, to string) error {
 			}
 			return x.putFile(ctx, to, f.Content, f.Object, f.Size)
 		}
-		if f.Object.Key == "" { // nothing was written: the empty blob
+		if f.Object.Key == "" {
+			// An upload of nothing wrote no object.
 			if p.Digest.Algorithm().FromBytes(f.Content) != p.Digest {
-				return problem.New(problem.ErrInvalid, "%s is not the digest of the file that is to be moved there", p.Digest)
+				return problem.New(problem.ErrInvalid, "only what a writer stored becomes a blob")
 			}
 			return x.putInline(ctx, p.Digest, f.Content)
 		}

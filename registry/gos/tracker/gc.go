@@ -115,7 +115,7 @@ func (t *Tracker) Doom(ctx context.Context, region string, limit int) ([]Object,
 // Swept forgets an object that was deleted.
 func (t *Tracker) Swept(ctx context.Context, o Object) error {
 	return t.call(ctx, "forget object", func(ctx context.Context) error {
-		_, err := t.db.ExecContext(ctx, t.db.Q(`DELETE FROM gos_garbage WHERE region = ? AND object = ? AND due = ?`), o.Region, o.Key, doomed)
+		_, err := t.execContext(ctx, t.db.Q(`DELETE FROM gos_garbage WHERE region = ? AND object = ? AND due = ?`), o.Region, o.Key, doomed)
 		return err
 	})
 }
@@ -146,7 +146,7 @@ func (t *Tracker) StaleLinks(ctx context.Context, limit int) ([]Link, error) {
 // KeepLink has a link looked at again after a lease.
 func (t *Tracker) KeepLink(ctx context.Context, l Link) error {
 	return t.call(ctx, "keep link", func(ctx context.Context) error {
-		_, err := t.db.ExecContext(ctx, t.db.Q(`UPDATE gos_files SET touched = ? WHERE path = ? AND touched = ?`), t.nowMillis(), l.Path, l.touched)
+		_, err := t.execContext(ctx, t.db.Q(`UPDATE gos_files SET touched = ? WHERE path = ? AND touched = ?`), t.nowMillis(), l.Path, l.touched)
 		return err
 	})
 }

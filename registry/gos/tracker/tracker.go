@@ -39,6 +39,9 @@ type Tracker struct {
 	lease   time.Duration
 	timeout time.Duration
 	now     func() time.Time
+	// writing lets one writer at a time at SQLite, each in its turn: SQLite's own waiting is not fair, and starves some of
+	// many. nil on PostgreSQL.
+	writing chan struct{}
 	// bytewise orders paths by bytes on either dialect.
 	bytewise string
 }
@@ -57,6 +60,9 @@ func Open(ctx context.Context, db *sqldb.DB, cfg Config) (*Tracker, error) {
 	}
 	if err := db.Migrate(ctx, "gos", migrations, "migrations"); err != nil {
 		return nil, err
+	}
+	if db.Dialect == sqldb.SQLite {
+		t.writing = make(chan struct{}, 1)
 	}
 	if db.Dialect == sqldb.Postgres {
 		t.bytewise = ` COLLATE "C"`
@@ -109,8 +115,36 @@ func (t *Tracker) call(ctx context.Context, operation string, f func(context.Con
 // inTx is call with a transaction.
 func (t *Tracker) inTx(ctx context.Context, operation string, f func(context.Context, *tx) error) error {
 	return t.call(ctx, operation, func(ctx context.Context) error {
+		done, err := t.turn(ctx)
+		if err != nil {
+			return err
+		}
+		defer done()
 		return t.db.InTx(ctx, func(sqlTx *sql.Tx) error { return f(ctx, &tx{Tx: sqlTx, t: t}) })
 	})
+}
+
+// turn waits until this writer may write.
+func (t *Tracker) turn(ctx context.Context) (done func(), err error) {
+	if t.writing == nil {
+		return func() {}, nil
+	}
+	select {
+	case t.writing <- struct{}{}:
+		return func() { <-t.writing }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// execContext writes with one statement.
+func (t *Tracker) execContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	done, err := t.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return t.db.ExecContext(ctx, query, args...)
 }
 
 // tx is a transaction that rebinds its statements.
@@ -173,7 +207,7 @@ func (t *Tracker) Lead(ctx context.Context, name, owner string, ttl time.Duratio
 	leads := false
 	err := t.call(ctx, "lead", func(ctx context.Context) error {
 		now := t.now()
-		res, err := t.db.ExecContext(ctx, t.db.Q(`INSERT INTO gos_leases (name, owner, until) VALUES (?, ?, ?)
+		res, err := t.execContext(ctx, t.db.Q(`INSERT INTO gos_leases (name, owner, until) VALUES (?, ?, ?)
 			ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
 			WHERE gos_leases.owner = excluded.owner OR gos_leases.until < ?`), name, owner, now.Add(ttl).UnixMilli(), now.UnixMilli())
 		if err != nil {
@@ -189,7 +223,7 @@ func (t *Tracker) Lead(ctx context.Context, name, owner string, ttl time.Duratio
 // Resign ends a lead.
 func (t *Tracker) Resign(ctx context.Context, name, owner string) error {
 	return t.call(ctx, "resign", func(ctx context.Context) error {
-		_, err := t.db.ExecContext(ctx, t.db.Q(`DELETE FROM gos_leases WHERE name = ? AND owner = ?`), name, owner)
+		_, err := t.execContext(ctx, t.db.Q(`DELETE FROM gos_leases WHERE name = ? AND owner = ?`), name, owner)
 		return err
 	})
 }
