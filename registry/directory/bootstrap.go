@@ -89,7 +89,7 @@ func (s *Store) bootstrapAdmin(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	on, platform := false, append(a.Platform, "admin")
+	on, platform := false, append(slices.Clone(a.Platform), "admin")
 	_, err = s.UpdateAccount(ctx, name, AccountPatch{Disabled: &on, Platform: &platform})
 	return err
 }

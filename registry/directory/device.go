@@ -14,8 +14,9 @@ import (
 )
 
 const (
-	// DeviceLife is how long a login by browser may take; DeviceInterval how often it may be asked for.
-	DeviceLife     = 10 * time.Minute
+	// DeviceLife is how long a login by browser may take.
+	DeviceLife = 10 * time.Minute
+	// DeviceInterval is how often its outcome may be asked for.
 	DeviceInterval = 3 * time.Second
 	// maxDevices is how many logins may be under way, maxAddressDevices from one address.
 	maxDevices        = 10000

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -59,7 +60,7 @@ type Region struct {
 	node  string
 	log   *slog.Logger
 
-	// trackerDown is the time in Unix nanoseconds until which reads go to the replica at once.
+	// trackerDown is the time in Unix nanoseconds until which reads go to the replica at once; 0 while the tracker answers.
 	trackerDown atomic.Int64
 
 	mu       sync.Mutex
@@ -119,29 +120,36 @@ func read[T any](ctx context.Context, r *Region, primary, fallback func(*tracker
 	if replica == nil {
 		return primary(r.cfg.Tracker)
 	}
-	now := time.Now()
-	down := r.trackerDown.Load()
-	// When the pause is over one request tries the tracker, and the others stay with the replica meanwhile.
-	if down == 0 || down < now.UnixNano() && r.trackerDown.CompareAndSwap(down, now.Add(30*time.Second).UnixNano()) {
+	switch down := r.trackerDown.Load(); {
+	case down == 0:
 		out, err := primary(r.cfg.Tracker)
 		if !errors.Is(err, problem.ErrUnavailable) {
-			if ctx.Err() == nil {
-				r.trackerDown.Store(0)
-			} else if down != 0 {
-				r.trackerDown.Store(down)
-			}
 			return out, err
 		}
-		r.trackerDown.Store(time.Now().Add(time.Second).UnixNano())
-		if down == 0 {
-			r.log.WarnContext(ctx, "the tracker does not answer: reading from the replica", "error", err)
-		}
+		r.trackerDown.Store(time.Now().Add(trackerPause).UnixNano())
+		r.log.WarnContext(ctx, "the tracker does not answer: reading from the replica", "error", err)
+	case down < time.Now().UnixNano() && r.trackerDown.CompareAndSwap(down, math.MaxInt64):
+		r.fills.Go(r.probe)
 	}
 	out, err := fallback(replica)
 	if errors.Is(err, problem.ErrNotFound) {
 		err = problem.New(problem.ErrUnavailable, "the tracker does not answer, and this region knows no such thing without it")
 	}
 	return out, err
+}
+
+// trackerPause is for how long a tracker that did not answer is not asked again.
+const trackerPause = time.Second
+
+// probe asks the tracker whether it is back. It is nobody's request: a client that gives up, as clients do at the first 503,
+// would end each try before its time.
+func (r *Region) probe() {
+	if err := r.cfg.Tracker.Ping(r.ctx); err != nil {
+		r.trackerDown.Store(time.Now().Add(trackerPause).UnixNano())
+		return
+	}
+	r.trackerDown.Store(0)
+	r.log.Info("the tracker answers again")
 }
 
 // Find finds a blob and keeps it from being collected for a while. problem.ErrNotFound where there is none.
