@@ -25,7 +25,8 @@ type AuditEntry struct {
 	Detail map[string]string `json:"detail,omitempty"`
 }
 
-// Auditor keeps audit entries. A change whose entry cannot be kept fails. Safe for concurrent use.
+// Auditor keeps audit entries. A change whose entry cannot be kept fails. A denial is kept though ctx has ended, as it does
+// when the client hangs up on the answer; equal denials may be counted and kept as one. Safe for concurrent use.
 type Auditor interface {
 	Audit(ctx context.Context, e AuditEntry) error
 }

@@ -267,7 +267,7 @@ func (w *Writer) Cancel(ctx context.Context) error {
 	w.closed = true
 	if w.pipe != nil {
 		w.pipe.CloseWithError(context.Canceled)
-		_ = <-w.done // it was given up
+		<-w.done //nolint:errcheck // it was given up
 		w.stop()
 		w.pipe = nil
 		w.r.discard(ctx, w.object)

@@ -4,12 +4,10 @@ import (
 	"context"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/distribution/distribution/v3/registry/auth"
 	"github.com/google/uuid"
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"cumulet.io/registry"
 	"cumulet.io/registry/hubtoken"
@@ -75,30 +73,6 @@ func addressOf(req *http.Request) string {
 	return req.RemoteAddr
 }
 
-// denialEvery bounds how often the same denied access is written down.
-const denialEvery = time.Minute
-
-// denials remembers which denied accesses were written down, so that a client in a loop does not fill the log.
-type denials struct {
-	mu   sync.Mutex
-	seen *simplelru.LRU[string, time.Time]
-}
-
-func newDenials() *denials {
-	seen, _ := simplelru.NewLRU[string, time.Time](4096, nil) //nolint:errcheck // fails for a size below 1 alone
-	return &denials{seen: seen}
-}
-
-func (d *denials) first(key string, now time.Time) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if t, ok := d.seen.Get(key); ok && now.Sub(t) < denialEvery {
-		return false
-	}
-	d.seen.Add(key, now)
-	return true
-}
-
 // auditDenied writes down that a token did not allow something. A request without a token, or with an old one, is how
 // every client begins: that is none.
 func (r *Registry) auditDenied(req *http.Request, access []auth.Access) {
@@ -111,15 +85,9 @@ func (r *Registry) auditDenied(req *http.Request, access []auth.Access) {
 		if a.Type != hubtoken.TypeRepository || claims.Allows(a.Type, a.Name, a.Action) || !validName(a.Name) {
 			continue
 		}
-		if !r.denials.first(claims.Subject+" "+addressOf(req)+" "+a.Name+" "+a.Action, time.Now()) {
-			continue
-		}
 		org := orgOf(a.Name)
-		// The client may be gone with its answer.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		err := r.cfg.Auditor.Audit(ctx, registry.AuditEntry{Org: org, Actor: claims.Subject, Address: addressOf(req), Action: "repository." + a.Action,
 			Target: a.Name, Denied: true, Detail: map[string]string{"reason": "the token does not allow it"}})
-		cancel()
 		if err != nil {
 			r.cfg.Logger.ErrorContext(ctx, "a denied access is not in the audit log", "repository", a.Name, "error", err)
 		}

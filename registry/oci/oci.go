@@ -93,7 +93,6 @@ type Registry struct {
 	contents *contents
 	links    *links
 	pulls    *pulls
-	denials  *denials
 	quotas   *quotaNotices
 }
 
@@ -134,7 +133,7 @@ func New(ctx context.Context, cfg Config) (r *Registry, err error) {
 	if err := extendOnce(); err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	r = &Registry{cfg: cfg, pulls: newPulls(), denials: newDenials(), quotas: newQuotaNotices()}
+	r = &Registry{cfg: cfg, pulls: newPulls(), quotas: newQuotaNotices()}
 	if r.driver, err = factory.Create(ctx, cfg.Driver, cfg.Parameters); err != nil {
 		return nil, fmt.Errorf("registry: storage %s: %w", cfg.Driver, err)
 	}

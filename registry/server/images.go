@@ -203,6 +203,12 @@ func (s *Server) deleteRepository(_ http.ResponseWriter, r *http.Request, name s
 	if err := s.images.DeleteRepository(ctx, name, registry.ActorFrom(ctx).Name); err != nil {
 		return nil, err
 	}
+	if err := s.files.DeleteRepository(ctx, name); err != nil {
+		return nil, err
+	}
+	if err := s.charts.DeleteRepository(ctx, name); err != nil {
+		return nil, err
+	}
 	return nil, s.directory.DeleteRepository(ctx, name)
 }
 

@@ -182,6 +182,14 @@ func TestImagesAPI(t *testing.T) {
 	t.Run("delete the repository", func(t *testing.T) {
 		other := h.client("acme/doomed")
 		other.image(v1.Manifest{}, "v1", "w1")
+		file := func(want int, method, body string) {
+			t.Helper()
+			resp, text := h.request(method, "/files/acme/doomed/-/1/notes.txt", body, "Authorization", h.bearer("adam", "repository:acme/doomed:pull,push"))
+			if resp.StatusCode != want {
+				t.Errorf("%s of a file: %d %s", method, resp.StatusCode, text)
+			}
+		}
+		file(http.StatusCreated, "PUT", "some notes")
 		ask(200, nil, admin, "PUT", "/v1/rules/acme/doomed", `{"immutableTags":["v*"]}`)
 		ask(403, nil, writer, "DELETE", "/v1/repositories/acme/doomed", "")
 		ask(404, nil, stranger, "DELETE", "/v1/repositories/acme/doomed", "")
@@ -189,6 +197,7 @@ func TestImagesAPI(t *testing.T) {
 		ask(404, nil, admin, "DELETE", "/v1/repositories/acme/doomed", "")
 		other.want(404, "MANIFEST_UNKNOWN", "GET", "manifests/v1", "")
 		other.want(404, "NAME_UNKNOWN", "GET", "tags/list", "")
+		file(http.StatusNotFound, "GET", "")
 		other.want(404, "", "GET", "blobs/"+digestOfText("a layer"), "")
 		other.image(v1.Manifest{}, "v1") // as if it had never been
 		ask(204, nil, admin, "DELETE", "/v1/repositories/acme/doomed", "")
