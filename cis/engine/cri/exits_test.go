@@ -20,7 +20,7 @@ import (
 
 // endsByTerm runs until it is told to end, and then ends with that code and its last words.
 func endsByTerm(class cis.SandboxClass, code int) *cis.Instance {
-	in := instance(class, shell("main", fmt.Sprintf("printf 'began, '; trap 'echo told; echo no >&2; printf ended; exit %d' TERM; while :; do sleep 0.1; done", code)))
+	in := instance(class, shell("main", fmt.Sprintf("printf 'began, '; trap 'trap \"\" TERM; echo told; echo no >&2; printf ended; exit %d' TERM; while :; do sleep 0.1; done", code)))
 	in.Spec.RestartPolicy = corev1.RestartPolicyNever
 	return in
 }
