@@ -224,7 +224,7 @@ func (a *app) listImages(ctx context.Context, path string, q url.Values) error {
 	if err != nil {
 		return err
 	}
-	images, err := pages[index.Image](ctx, api, "/v1/orgs/"+url.PathEscape(s.Org)+"/"+path, q)
+	images, err := every[index.Image](ctx, api, 0, "/v1/orgs/"+url.PathEscape(s.Org)+"/"+path, q)
 	if err != nil {
 		return err
 	}
@@ -233,22 +233,6 @@ func (a *app) listImages(ctx context.Context, path string, q url.Values) error {
 		rows = append(rows, []string{i.Repository, orDash(strings.Join(i.Tags, ",")), orDash(i.Platform), i.Digest.String(), i.MediaType})
 	}
 	return output.Print(a.env.Out, a.format, images, output.Columns{Always: []string{"REPOSITORY", "TAGS", "PLATFORM", "DIGEST"}, Wide: []string{"TYPE"}}, rows)
-}
-
-// pages reads every page of a listing.
-func pages[T any](ctx context.Context, api *registryAPI, path string, q url.Values) ([]T, error) {
-	out := []T{}
-	q.Set("limit", "1000")
-	for {
-		var page registry.Page[T]
-		if err := api.call(ctx, http.MethodGet, path+"?"+q.Encode(), nil, &page); err != nil {
-			return nil, err
-		}
-		if out = append(out, page.Items...); page.Next == "" {
-			return out, nil
-		}
-		q.Set("after", page.Next)
-	}
 }
 
 func (a *app) imageAttach() *cobra.Command {

@@ -1,9 +1,7 @@
 package command
 
 import (
-	"context"
 	"fmt"
-	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
@@ -64,30 +62,6 @@ func apiPath(segments ...string) string {
 		out += "/" + url.PathEscape(s)
 	}
 	return out
-}
-
-// every reads a listing page by page, at most limit items unless that is 0.
-func every[T any](ctx context.Context, api *registryAPI, limit int, p string, q url.Values) ([]T, error) {
-	if q == nil {
-		q = url.Values{}
-	}
-	out := []T{}
-	for {
-		size := 1000
-		if limit > 0 {
-			size = min(size, limit-len(out))
-		}
-		q.Set("limit", strconv.Itoa(size))
-		var page registry.Page[T]
-		if err := api.call(ctx, http.MethodGet, p+"?"+q.Encode(), nil, &page); err != nil {
-			return nil, err
-		}
-		out = append(out, page.Items...)
-		if page.Next == "" || limit > 0 && len(out) >= limit {
-			return out, nil
-		}
-		q.Set("after", page.Next)
-	}
 }
 
 // list prints items as a table or for programs.

@@ -9,9 +9,11 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"cumulet.io/cmd/cis/session"
 	"cumulet.io/internal/problem"
+	"cumulet.io/registry"
 	"cumulet.io/registry/hubtoken"
 )
 
@@ -90,4 +92,28 @@ func (c *registryAPI) call(ctx context.Context, method, path string, in, out any
 		return fmt.Errorf("registry: the answer is not understood: %w", err)
 	}
 	return nil
+}
+
+// every reads a listing page by page, at most limit items unless that is 0.
+func every[T any](ctx context.Context, api *registryAPI, limit int, p string, q url.Values) ([]T, error) {
+	if q == nil {
+		q = url.Values{}
+	}
+	out := []T{}
+	for {
+		size := 1000
+		if limit > 0 {
+			size = min(size, limit-len(out))
+		}
+		q.Set("limit", strconv.Itoa(size))
+		var page registry.Page[T]
+		if err := api.call(ctx, http.MethodGet, p+"?"+q.Encode(), nil, &page); err != nil {
+			return nil, err
+		}
+		out = append(out, page.Items...)
+		if page.Next == "" || limit > 0 && len(out) >= limit {
+			return out, nil
+		}
+		q.Set("after", page.Next)
+	}
 }

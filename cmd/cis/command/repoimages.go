@@ -54,7 +54,7 @@ func (a *app) repoTags() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			tags, err := pages[index.Tag](cmd.Context(), api, path, url.Values{})
+			tags, err := every[index.Tag](cmd.Context(), api, 0, path, nil)
 			if err != nil {
 				return err
 			}
