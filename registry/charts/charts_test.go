@@ -23,8 +23,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"cumulet.io/internal/problem"
-	"cumulet.io/internal/sqldb"
-	"cumulet.io/internal/testenv"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/registry"
 	"cumulet.io/registry/files"
 	"cumulet.io/registry/files/filestest"
@@ -60,15 +59,7 @@ func (f *fixture) Emit(_ context.Context, e registry.Event) error {
 
 func start(t testing.TB, dsn string) *fixture {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	db := sqldbtest.Open(t, dsn)
 	blobs, err := filestest.OpenDir(filepath.Join(t.TempDir(), "blobs"))
 	if err != nil {
 		t.Fatal(err)
@@ -89,12 +80,11 @@ func start(t testing.TB, dsn string) *fixture {
 }
 
 func startSQLite(t testing.TB) *fixture {
-	return start(t, "sqlite:"+filepath.Join(t.TempDir(), "registry.db"))
+	return start(t, sqldbtest.SQLite(t))
 }
 
 func eachDialect(t *testing.T, f func(t *testing.T, f *fixture)) {
-	t.Run("sqlite", func(t *testing.T) { f(t, startSQLite(t)) })
-	t.Run("postgres", func(t *testing.T) { f(t, start(t, testenv.Postgres(t))) })
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) { f(t, start(t, empty(t))) })
 }
 
 func (f *fixture) want(status int, method, path string, body []byte, header ...string) (*http.Response, string) {

@@ -26,6 +26,7 @@ import (
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
 	"cumulet.io/registry/files/filestest"
@@ -103,12 +104,11 @@ func start(t testing.TB, dsn string, options ...func(*Config)) *fixture {
 }
 
 func startSQLite(t testing.TB, options ...func(*Config)) *fixture {
-	return start(t, "sqlite:"+filepath.Join(t.TempDir(), "registry.db"), options...)
+	return start(t, sqldbtest.SQLite(t), options...)
 }
 
 func eachDialect(t *testing.T, f func(t *testing.T, f *fixture)) {
-	t.Run("sqlite", func(t *testing.T) { f(t, startSQLite(t)) })
-	t.Run("postgres", func(t *testing.T) { f(t, start(t, testenv.Postgres(t))) })
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) { f(t, start(t, empty(t))) })
 }
 
 // do makes a request with headers in pairs. The path goes as it is.
