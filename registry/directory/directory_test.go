@@ -66,6 +66,7 @@ func TestDirectory(t *testing.T) {
 			"robots":           testRobots,
 			"API keys":         testAPIKeys,
 			"device logins":    testDeviceLogins,
+			"groups":           testGroups,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, empty(t)) })
 		}
