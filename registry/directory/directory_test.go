@@ -67,6 +67,7 @@ func TestDirectory(t *testing.T) {
 			"API keys":         testAPIKeys,
 			"device logins":    testDeviceLogins,
 			"groups":           testGroups,
+			"catalog":          testCatalog,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, empty(t)) })
 		}
