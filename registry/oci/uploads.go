@@ -68,7 +68,7 @@ func (r *Registry) postBlob(w http.ResponseWriter, req *http.Request, rt route, 
 	}
 	_, err = io.Copy(writer, r.guarded(w, req))
 	if err != nil {
-		err = errcode.ErrorCodeBlobUploadInvalid.WithMessage("the body was not received whole")
+		err = errcode.ErrorCodeSizeInvalid.WithMessage("the body was not received whole")
 		w.Header().Set("Connection", "close")
 	} else {
 		_, err = writer.Commit(ctx, distribution.Descriptor{Digest: dgst})
