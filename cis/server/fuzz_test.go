@@ -65,7 +65,7 @@ func (n nothing) Quota(context.Context, string) (*cis.OrgQuota, error)         {
 func (n nothing) SetQuota(_ context.Context, _, _ string, q *cis.Quota) (*cis.OrgQuota, error) {
 	return nil, n.none()
 }
-func (n nothing) Sandboxes(context.Context) (*cis.Sandboxes, error)            { return nil, n.none() }
+func (n nothing) Sandboxes(context.Context) (*cis.Sandboxes, error) { return nil, n.none() }
 
 type anyone struct{}
 
