@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -271,8 +272,13 @@ func (e *Engine) down(ctx context.Context, sandbox string) bool {
 	return isNotFound(err) || err == nil && r.Status.State != rt.PodSandboxState_SANDBOX_READY
 }
 
-// runs notes that a container runs and starts its hook and probes. adopted tells that it ran before this process.
+// runs notes that a container runs and starts its hook and probes. adopted tells that it ran before this process. The
+// instance has no more CPU than its own from now on; until its first container runs, its sandbox may take more.
 func (a *actor) runs(c *container, at time.Time, adopted bool) {
+	if err := a.e.cgroup.limitCPU(a.id, podLimits(a.spec, a.rec.Size, a.rec.Class, 0).milliCPU); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.log.Error("CPU not limited", "error", err)
+		a.warn("", "FailedCPULimit", "The CPU of the instance is not limited to its size: "+err.Error())
+	}
 	ctx, stop := context.WithCancel(a.ctx)
 	c.running, c.startedAt, c.stopRun, c.ended = true, at.UTC(), stop, make(chan struct{})
 	c.started = c.spec.StartupProbe == nil || adopted && c.rec.Started

@@ -71,9 +71,6 @@ func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler s
 	if err := a.admit(st); err != nil {
 		return "", nil, "FailedCreatePodSandBox", err
 	}
-	if err := a.e.cgroup.limitCPU(a.id, limits.milliCPU); err != nil {
-		return "", nil, "FailedCreatePodContainer", err
-	}
 	ips = addresses(st.GetStatus())
 	if err := a.vols.writeHosts(a.spec, hostname(a.spec), ips); err != nil {
 		return "", nil, "FailedMount", err
@@ -425,9 +422,6 @@ func (a *actor) take(f *found) {
 	a.lost = f.sandbox.State != rt.PodSandboxState_SANDBOX_READY
 	if err := a.vols.writeHosts(a.spec, hostname(a.spec), a.ips); err != nil {
 		a.log.Warn("hosts file not written", "error", err)
-	}
-	if err := a.e.cgroup.limitCPU(a.id, podLimits(a.spec, a.rec.Size, a.rec.Class, 0).milliCPU); err != nil && !a.lost {
-		a.log.Warn("CPU of adopted instance not limited", "error", err)
 	}
 	for _, s := range f.containers {
 		if c := a.byName(s.Metadata.GetName()); c != nil {
