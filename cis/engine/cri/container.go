@@ -327,8 +327,13 @@ func (a *actor) terminated(c *container, s *rt.ContainerStatus) corev1.Container
 	s = c.rec.witnessed(s)
 	t := corev1.ContainerStateTerminated{ExitCode: s.ExitCode, Reason: s.Reason, Message: s.Message,
 		StartedAt: metaNano(s.StartedAt), FinishedAt: metaNano(s.FinishedAt), ContainerID: containerURI(s.Id)}
-	if s.FinishedAt == 0 {
+	if s.FinishedAt <= s.CreatedAt {
+		// It is not known when. gVisor's shim says that a container has stopped a moment before it has the time of it,
+		// and a containerd that starts just then takes the year 1.
 		t.FinishedAt = metaTime(time.Now())
+		if exit := c.rec.exit(s.Id); exit != nil {
+			t.FinishedAt = metaTime(exit.At)
+		}
 	}
 	if t.FinishedAt.Before(&t.StartedAt) {
 		// containerd notes the start when the call for it returns; a short process has ended by then.
