@@ -151,6 +151,17 @@ func TestKata(t *testing.T) {
 			t.Errorf("a process has the file descriptors %q", fds)
 		}
 	})
+	t.Run("cgroup", func(t *testing.T) {
+		want := memoryCgroup(t, kata.process(t, "containerd-shim-kata-v2", p.id))
+		if want == "" {
+			t.Skip("control groups of version 2 have no hierarchy of memory alone: the machine is not in its pod's")
+		}
+		for _, name := range []string{"qemu-system", "virtiofsd"} {
+			if got := memoryCgroup(t, kata.process(t, name, p.id)); got != want || !strings.Contains(got, p.id) {
+				t.Errorf("the memory of %s is counted in %s, the shim's in %s", name, got, want)
+			}
+		}
+	})
 	t.Run("network", func(t *testing.T) { p.network(t, env, main) })
 	t.Run("volumes", func(t *testing.T) { p.volumes(t) })
 	t.Run("terminal", func(t *testing.T) { p.terminal(t, main) })
@@ -510,6 +521,21 @@ func (e *KataEnv) process(t testing.TB, name, sandbox string) int {
 	}
 	t.Fatalf("no process %s of sandbox %s", name, sandbox)
 	return 0
+}
+
+// memoryCgroup is a process's cgroup of memory, with version 1.
+func memoryCgroup(t testing.TB, pid int) string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if _, path, ok := strings.Cut(line, ":memory:"); ok {
+			return strings.TrimSpace(path)
+		}
+	}
+	return ""
 }
 
 func cgroupsOf(t testing.TB, sandbox string) []string {
