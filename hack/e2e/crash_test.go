@@ -191,7 +191,8 @@ func checkBill(t *testing.T, p *platform.Platform) error {
 			life = in.Status.EndedAt.Sub(in.Status.StartedAt)
 		}
 		if got, exact := billed[in.ID], int64(math.Ceil(life.Seconds())); got < exact-1 || got > exact+1 {
-			errs = append(errs, fmt.Errorf("%s (%s) lived %v and is billed %d s", in.Spec.Name, in.ID, life, got))
+			errs = append(errs, fmt.Errorf("%s (%s) lived %v and is billed %d s: started %v, ended %v, %+v", in.Spec.Name, in.ID, life, got,
+				in.Status.StartedAt, in.Status.EndedAt, in.Status.Containers))
 		}
 	}
 	return errors.Join(errs...)

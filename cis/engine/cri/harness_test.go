@@ -153,7 +153,7 @@ type oneMeter struct {
 	id string
 }
 
-func (o oneMeter) MarkRunning() error {
+func (o oneMeter) MarkRunning(time.Time) error {
 	o.m.mu.Lock()
 	defer o.m.mu.Unlock()
 	o.m.running[o.id]++

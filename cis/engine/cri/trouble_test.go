@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -47,6 +48,37 @@ func TestKillDuringStart(t *testing.T) {
 	}
 	for _, in := range all {
 		b.sink.waitPhase(t, in.ID, cis.Succeeded)
+	}
+}
+
+// The engine ends while containerd starts a container: the start goes on without it, and the container runs once.
+func TestEngineEndsDuringStart(t *testing.T) {
+	b := newBench(t)
+	for class := range b.cfg.Handlers {
+		t.Run(string(class), func(t *testing.T) {
+			var all []*cis.Instance
+			for n := range 5 {
+				in := instance(class, shell("main", "echo began; sleep 1; echo done"))
+				in.Spec.RestartPolicy = corev1.RestartPolicyNever
+				all = append(all, b.ensure(in))
+				for b.starting.Load() == 0 && b.sink.last(in.ID).Phase != cis.Running && t.Context().Err() == nil {
+					time.Sleep(time.Millisecond)
+				}
+				time.Sleep(time.Duration(n) * 20 * time.Millisecond) // at another moment of it each time
+				b.stop()
+				live := slices.DeleteFunc(slices.Clone(all), func(in *cis.Instance) bool { return b.sink.last(in.ID).Phase.Final() })
+				b.restart(live...)
+			}
+			for _, in := range all {
+				st := b.sink.waitPhase(t, in.ID, cis.Succeeded)
+				if st.Incarnation != 1 || st.Containers[0].RestartCount != 0 {
+					t.Errorf("%+v", st)
+				}
+				if got := b.logText(in.ID, "main"); got != "began\ndone\n" {
+					t.Errorf("log %q", got)
+				}
+			}
+		})
 	}
 }
 
