@@ -249,7 +249,7 @@ build_kata() {
 	local b=$1/.src deb kernel
 	mkdir -p "$b/deb"
 	go_build "$1" -ldflags "-s -w" ./cmd/kata-vmservice
-	go_build "$b" -ldflags "-s -w" ./cmd/kata-agent ./cmd/mkinitrd
+	go_build "$b" -ldflags "-s -w" ./cmd/kata-agent ./cmd/mkinitrd ./cmd/mkkernel
 	deb=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends:/ { print $2; exit }')
 	if [[ -z $deb ]] || ! (cd "$b/deb" && apt-get download -q "$deb"); then
 		apt-get update -q
@@ -259,7 +259,7 @@ build_kata() {
 	dpkg-deb -x "$b"/deb/*.deb "$b/root"
 	kernel=${deb#linux-image-}
 	PATH=$PATH:/usr/sbin:/sbin depmod -b "$b/root" "$kernel"
-	cp "$b/root/boot/vmlinuz-$kernel" "$1/vmlinuz"
+	"$b/mkkernel" -o "$1/vmlinux" "$b/root/boot/vmlinuz-$kernel"
 	"$b/mkinitrd" -agent "$b/kata-agent" -modules "$b/root/lib/modules/$kernel" -o "$1/initrd.img"
 	rm -rf "$b"
 }
@@ -323,7 +323,7 @@ publish() {
 	images) link_into "$cache/images" "$2"/*.tar ;;
 	kata)
 		link_into "$cache/bin" "$2/kata-vmservice"
-		link_into "$cache/kata" "$2/vmlinuz" "$2/initrd.img"
+		link_into "$cache/kata" "$2/vmlinux" "$2/initrd.img"
 		;;
 	*) link_into "$cache/bin" "$2"/* ;;
 	esac

@@ -126,7 +126,7 @@ func (e *Engine) removeSandbox(ctx context.Context, id string) error {
 	if _, err := e.rt.RemovePodSandbox(ctx, &rt.RemovePodSandboxRequest{PodSandboxId: id}); err != nil && !isNotFound(err) {
 		return fmt.Errorf("remove sandbox: %w", err)
 	}
-	return nil
+	return e.removeShimSocket(id)
 }
 
 // killShims kills the shim of a sandbox, and those of its containers that have one of their own.

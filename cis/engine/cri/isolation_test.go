@@ -140,7 +140,8 @@ func newOutside(t *testing.T, b *bench) *outside {
 		Volume:   write(filepath.Join(b.instanceDir(s.other.ID), "volumes", "data", "secret")),
 		Log:      filepath.Join(b.cfg.LogRoot, "bank", s.other.ID, "main", "0.log"),
 		Abstract: fmt.Sprintf("@cumulet-isolation-%d", os.Getpid()), Key: fmt.Sprintf("cumulet-isolation-%d", os.Getpid()),
-		Node: b.env.Subnet.Addr().Next().String(), Kernel: release(t), Device: disk(t),
+		Container: strings.TrimPrefix(b.sink.last(s.other.ID).Containers[0].ContainerID, "containerd://"),
+		Node:      b.env.Subnet.Addr().Next().String(), Kernel: release(t), Device: disk(t),
 	}
 	b.listening(t, s.other, s.same)
 	s.listen(t)

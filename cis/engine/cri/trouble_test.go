@@ -110,7 +110,14 @@ func TestPortForwardLoopback(t *testing.T) {
 // Attaching to a container reads its output from now on and writes to its input.
 func TestAttach(t *testing.T) {
 	b := newBench(t)
-	in := instance(cis.Runc, shell("main", "read line; echo got $line; sleep 1; exit 0"))
+	for class := range b.cfg.Handlers {
+		t.Run(string(class), func(t *testing.T) { b.attaches(t, class) })
+	}
+}
+
+func (b *bench) attaches(t *testing.T, class cis.SandboxClass) {
+	t.Helper()
+	in := instance(class, shell("main", "read line; echo got $line; sleep 1; exit 0"))
 	in.Spec.RestartPolicy = corev1.RestartPolicyNever
 	in.Spec.Containers[0].Stdin, in.Spec.Containers[0].StdinOnce = true, true
 	b.ensure(in)
