@@ -127,6 +127,8 @@ func TestHost(t *testing.T) {
 		{name: "no device", files: all(kata, map[string]string{"dev/kvm": "a file"}), asked: cis.Kata, err: "/dev/kvm: not a device"},
 		{name: "what Kata's configuration names is not there", files: all(kata, map[string]string{"kata.toml": strings.Replace(qemuConfig, "vmlinux", "gone", 1)}),
 			asked: cis.Kata, err: "guest kernel: missing: /opt/gone"},
+		{name: "a drop-in makes a setting empty", files: all(kata, map[string]string{"kata.toml": qemuConfig + "image = '/opt/none'\n",
+			"config.d/own.toml": "[hypervisor.qemu]\nimage = ''\n"}), want: cis.Kata},
 		{name: "a configuration that is none", files: all(kata, map[string]string{"kata.toml": "[hypervisor"}), asked: cis.Kata, err: "Kata configuration: read Kata's configuration"},
 		{name: "a VM service needs no KVM", files: map[string]string{"bin/containerd-shim-kata-v2": "", "dev/log": "socket", "vm.stream": "socket",
 			"kata.toml": "[hypervisor.remote]\nremote_hypervisor_socket = '/vm.stream'\n"}, want: cis.Kata},
