@@ -24,6 +24,8 @@ type KataConfig struct {
 	Files map[string]string
 	// Socket is where the remote driver's service listens.
 	Socket string
+	// WithoutVhostNet has the QEMU driver do without the kernel's network back end, which it needs otherwise.
+	WithoutVhostNet bool
 	// Annotations are the patterns of annotations that the file lets a pod set.
 	Annotations []string
 }
@@ -38,6 +40,7 @@ type kataDriver struct {
 	SharedFS    *string  `toml:"shared_fs"`
 	Virtiofsd   *string  `toml:"virtio_fs_daemon"`
 	Socket      *string  `toml:"remote_hypervisor_socket"`
+	NoVhostNet  *bool    `toml:"disable_vhost_net"`
 	Annotations []string `toml:"enable_annotations"`
 }
 
@@ -73,7 +76,8 @@ func ReadKataConfig(path string) (KataConfig, error) {
 	}
 	var c KataConfig
 	for name, d := range drivers {
-		c = KataConfig{Hypervisor: name, Socket: value(d.Socket), Annotations: d.Annotations, Files: map[string]string{}}
+		c = KataConfig{Hypervisor: name, Socket: value(d.Socket), Annotations: d.Annotations, Files: map[string]string{},
+			WithoutVhostNet: d.NoVhostNet != nil && *d.NoVhostNet}
 		files := map[string]*string{"hypervisor": d.Path, "guest kernel": d.Kernel, "guest image": d.Image, "guest initrd": d.Initrd}
 		if value(d.SharedFS) != "none" {
 			files["virtiofsd"] = d.Virtiofsd
@@ -93,6 +97,9 @@ func merge(a, b kataDriver) kataDriver {
 		if *f.from != nil {
 			*f.to = *f.from
 		}
+	}
+	if b.NoVhostNet != nil {
+		a.NoVhostNet = b.NoVhostNet
 	}
 	if b.Annotations != nil {
 		a.Annotations = b.Annotations
