@@ -25,4 +25,9 @@ say "cisd host check"
 say "tests"
 cd /run
 export CUMULET_KATA_HOST=1 CUMULET_REQUIRE_TOOLS=1 PATH="$CUMULET_CACHE/bin:$PATH"
-"$RUN_DIR/tests" -test.v -test.run "$TESTS" -test.timeout 30m
+"$RUN_DIR/tests" -test.v -test.run "$TESTS" -test.timeout 30m || {
+	code=$?
+	say "the end of the shims' log"
+	tail -n 40 /run/syslog | cut -c 1-500
+	exit $code
+}

@@ -71,14 +71,16 @@ func (m *machine) run(ctx context.Context) (code int, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	socket := filepath.Join(m.dir, "fs.sock")
-	files, err := m.startFiles(ctx, socket)
+	var complaint strings.Builder // told when all has failed
+	files, err := m.startFiles(ctx, socket, &complaint)
 	if err != nil {
 		return 0, err
 	}
-	defer func() {
+	filesEnd := sync.OnceFunc(func() {
 		cancel(nil)
 		_ = files.Wait() // it ends with QEMU, or is killed
-	}()
+	})
+	defer filesEnd()
 	var ends []*os.File
 	var readers sync.WaitGroup
 	for i := range serialLines {
@@ -94,8 +96,8 @@ func (m *machine) run(ctx context.Context) (code int, err error) {
 	}
 	qemu := exec.CommandContext(ctx, m.files.qemu, m.args(socket)...)
 	qemu.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	var complaint strings.Builder
-	qemu.Stderr, qemu.ExtraFiles = &complaint, ends
+	var said strings.Builder
+	qemu.Stderr, qemu.ExtraFiles = &said, ends
 	m.log.say(fmt.Sprintf("booting the emulated host: %d processors, %d MiB", m.cpus, m.memoryMiB))
 	err = qemu.Start()
 	for _, w := range ends {
@@ -115,12 +117,14 @@ func (m *machine) run(ctx context.Context) (code int, err error) {
 	defer watch.Stop()
 	err = qemu.Wait()
 	readers.Wait()
-	return m.result(ctx, err, complaint.String())
+	cause := context.Cause(ctx)
+	filesEnd()
+	return m.result(errors.Join(cause, err), said.String()+complaint.String())
 }
 
 // startFiles starts the server of this machine's files. It gets the socket that
 // QEMU connects to, so that nobody has to wait for one.
-func (m *machine) startFiles(ctx context.Context, socket string) (*exec.Cmd, error) {
+func (m *machine) startFiles(ctx context.Context, socket string, complaint *strings.Builder) (*exec.Cmd, error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return nil, err
@@ -137,7 +141,7 @@ func (m *machine) startFiles(ctx context.Context, socket string) (*exec.Cmd, err
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", serveCommand, at, m.dir, m.files.cache)
-	cmd.Stderr, cmd.ExtraFiles = os.Stderr, []*os.File{f}
+	cmd.Stderr, cmd.ExtraFiles = complaint, []*os.File{f}
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Unshareflags: unix.CLONE_NEWNS}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the file server: %w", err)
@@ -174,15 +178,13 @@ func (m *machine) read(from int, line string) {
 }
 
 // result is what the script ended with, or why it did not.
-func (m *machine) result(ctx context.Context, err error, complaint string) (int, error) {
+func (m *machine) result(err error, complaint string) (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.code != "" {
 		return strconv.Atoi(m.code)
 	}
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
-	} else if err == nil {
+	if err == nil {
 		err = errors.New("the emulated host ended before host.sh did")
 	}
 	return 0, fmt.Errorf("%w\n%sits console ends:\n%s", err, complaint, strings.Join(m.console, "\n"))

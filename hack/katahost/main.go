@@ -41,8 +41,8 @@ func main() {
 		os.Exit(1)
 	}
 	var o options
-	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "of everything")
-	flag.IntVar(&o.memoryMiB, "memory", 3072, "MiB of the emulated machine")
+	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "of everything")
+	flag.IntVar(&o.memoryMiB, "memory", 6144, "MiB of the emulated machine")
 	flag.IntVar(&o.cpus, "cpus", max(2, min(4, runtime.NumCPU())), "processors of the emulated machine")
 	flag.StringVar(&o.run, "run", ".", "tests to run, as go test has it")
 	flag.BoolVar(&o.verbose, "v", false, "the emulated machine's console, too")

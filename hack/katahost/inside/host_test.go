@@ -40,7 +40,7 @@ func TestHostCheck(t *testing.T) {
 	for _, c := range f.Checks {
 		found[c.Name] = c.Found
 	}
-	for name, want := range map[string]string{"hardware virtualisation": "CPU flag svm", "/dev/kvm": "present", "/dev/vhost-vsock": "present"} {
+	for name, want := range map[string]string{"hardware virtualisation": "CPU flag svm", "/dev/kvm": "present", "/dev/vhost-vsock": "present", "/dev/vhost-net": "present"} {
 		if found[name] != want {
 			t.Errorf("%s: %q, want %q", name, found[name], want)
 		}
