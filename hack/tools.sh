@@ -156,7 +156,7 @@ inputs_of() {
 hash_of() {
 	{
 		declare -f "build_$1" go_build
-		[[ $1 != kata-host ]] || declare -f debian_kernel
+		case $1 in kata | kata-host) declare -f debian_kernel ;; esac
 		echo "$goversion"
 		inputs_of "$1" | LC_ALL=C sort | while read -r f; do
 			printf '%s ' "${f#"$root"/}"
@@ -247,30 +247,22 @@ build_kata-shim() {
 }
 
 # The VM service, and what its VMs boot: Debian's kernel for virtual machines and
-# an initrd of our agent and that kernel's modules. The package is unpacked, not
-# installed: this machine keeps its own kernel.
+# an initrd of our agent and that kernel's modules.
 build_kata() {
 	cd "$hack/kata"
-	local b=$1/.src deb kernel
-	mkdir -p "$b/deb"
+	local b=$1/.src kernel
+	mkdir -p "$b"
 	go_build "$1" -ldflags "-s -w" ./cmd/kata-vmservice
 	go_build "$b" -ldflags "-s -w" ./cmd/kata-agent ./cmd/mkinitrd
-	deb=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends:/ { print $2; exit }')
-	if [[ -z $deb ]] || ! (cd "$b/deb" && apt-get download -q "$deb"); then
-		apt-get update -q
-		deb=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends:/ { print $2; exit }')
-		(cd "$b/deb" && apt-get download -q "$deb")
-	fi
-	dpkg-deb -x "$b"/deb/*.deb "$b/root"
-	kernel=${deb#linux-image-}
-	PATH=$PATH:/usr/sbin:/sbin depmod -b "$b/root" "$kernel"
+	debian_kernel "$b"
 	cp "$b/root/boot/vmlinuz-$kernel" "$1/vmlinuz"
 	"$b/mkinitrd" -agent "$b/kata-agent" -modules "$b/root/lib/modules/$kernel" -o "$1/initrd.img"
 	rm -rf "$b"
 }
 
 # debian_kernel DIR: downloads Debian's kernel for virtual machines and unpacks it
-# to DIR/root; leaves its release in $kernel.
+# to DIR/root; leaves its release in $kernel. It is not installed: this machine
+# keeps its own kernel.
 debian_kernel() {
 	local deb
 	mkdir -p "$1/deb"
