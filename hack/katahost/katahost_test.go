@@ -63,3 +63,32 @@ func TestResult(t *testing.T) {
 		t.Errorf("progress %q", got)
 	}
 }
+
+// A run's directory goes with the run, or with the next one.
+func TestRunDir(t *testing.T) {
+	dir := t.TempDir()
+	left := filepath.Join(dir, dirPrefix+"killed")
+	if err := os.MkdirAll(filepath.Join(left, "root"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	first, removeFirst, err := newRunDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, removeSecond, err := newRunDir(dir)
+	if err != nil || first == second {
+		t.Fatal(first, second, err)
+	}
+	if _, err := os.Stat(left); !os.IsNotExist(err) {
+		t.Errorf("what a killed run has left: %v", err)
+	}
+	if _, err := os.Stat(first); err != nil {
+		t.Errorf("one run removed the other's: %v", err)
+	}
+	if err := errors.Join(removeFirst(), removeSecond()); err != nil {
+		t.Error(err)
+	}
+	if all, err := os.ReadDir(dir); err != nil || len(all) > 0 {
+		t.Errorf("left: %v %v", all, err)
+	}
+}

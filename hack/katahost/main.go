@@ -64,11 +64,11 @@ func test(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "katahost")
+	dir, remove, err := newRunDir(os.TempDir())
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { err = errors.Join(err, remove()) }()
 	log.say("building the tests and cisd")
 	if err := files.build(ctx, dir); err != nil {
 		return err
