@@ -253,9 +253,9 @@ build_kata() {
 	local b=$1/.src kernel
 	mkdir -p "$b"
 	go_build "$1" -ldflags "-s -w" ./cmd/kata-vmservice
-	go_build "$b" -ldflags "-s -w" ./cmd/kata-agent ./cmd/mkinitrd
+	go_build "$b" -ldflags "-s -w" ./cmd/kata-agent ./cmd/mkinitrd ./cmd/mkkernel
 	debian_kernel "$b"
-	cp "$b/root/boot/vmlinuz-$kernel" "$1/vmlinuz"
+	"$b/mkkernel" -o "$1/vmlinux" "$b/root/boot/vmlinuz-$kernel"
 	"$b/mkinitrd" -agent "$b/kata-agent" -modules "$b/root/lib/modules/$kernel" -o "$1/initrd.img"
 	rm -rf "$b"
 }
@@ -363,7 +363,7 @@ publish() {
 	images) link_into "$cache/images" "$2"/*.tar ;;
 	kata)
 		link_into "$cache/bin" "$2/kata-vmservice"
-		link_into "$cache/kata" "$2/vmlinuz" "$2/initrd.img"
+		link_into "$cache/kata" "$2/vmlinux" "$2/initrd.img"
 		;;
 	kata-host) link_into "$cache/kata-host" "$2"/* ;;
 	*) link_into "$cache/bin" "$2"/* ;;

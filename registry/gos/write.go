@@ -69,7 +69,7 @@ func (r *Region) Reference(ctx context.Context, owner string, d digest.Digest) e
 	return nil
 }
 
-// Release ends owner's hold on a blob. It is no error when there is none.
+// Release ends owner's hold on a blob, with "" on all that it holds. It is no error when there is none.
 func (r *Region) Release(ctx context.Context, owner string, d digest.Digest) error {
 	err := r.cfg.Tracker.Release(ctx, owner, d)
 	note(ctx, err)

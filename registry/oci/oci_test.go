@@ -2,8 +2,11 @@ package oci
 
 import (
 	"context"
+	"encoding/base64"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -68,12 +71,28 @@ func FuzzParseRoute(f *testing.F) {
 }
 
 func FuzzContentRange(f *testing.F) {
-	f.Add("0-1")
-	f.Add("bytes 0-1/2")
-	f.Add("9999999999999999999-1")
-	f.Fuzz(func(t *testing.T, text string) {
-		if contentRange.MatchString(text) && (len(text) > 37 || strings.Count(text, "-") != 1 || strings.ContainsAny(text, " +\n")) {
-			t.Fatalf("%q", text)
+	state := base64.URLEncoding.EncodeToString(append(make([]byte, 32), `{"Name":"a/b","Offset":3}`...))
+	f.Add("3-5", state, int64(3))
+	f.Add("0-2", "", int64(-1))
+	f.Add("bytes 0-1/2", "====", int64(2))
+	f.Add("9999999999999999999-1", state, int64(0))
+	f.Fuzz(func(t *testing.T, text, state string, length int64) {
+		req := &http.Request{URL: &url.URL{RawQuery: url.Values{"_state": {state}}.Encode()}, Header: http.Header{"Content-Range": {text}}, ContentLength: length}
+		if checkRange(req) != nil || text == "" {
+			return
+		}
+		var start, end int64
+		if n, err := fmt.Sscanf(text, "%d-%d", &start, &end); n != 2 || err != nil || start < 0 || end < start {
+			t.Errorf("%q is taken", text)
+		}
+		if len(text) > 37 || strings.ContainsAny(text, " +\n") {
+			t.Errorf("%q is taken", text)
+		}
+		if offset, ok := uploadOffset(state); ok && offset != start {
+			t.Errorf("%q is taken at %d", text, offset)
+		}
+		if length >= 0 && length != end-start+1 {
+			t.Errorf("%q is taken for %d bytes", text, length)
 		}
 	})
 }

@@ -227,8 +227,8 @@ func (f *finish) Write(p []byte) (int, error) {
 
 func TestLoginByBrowser(t *testing.T) {
 	p := startPlatform(t, func(c *server.Config) {
-		c.OIDC = &weblogin.Provider{Issuer: testenv.OpenIDProvider(t, c.PublicURL+"/login/callback", map[string]string{"ann@corp.example": "1", "boss@corp.example": "2", "admin@corp.example": "3"}),
-			ClientID: "cumulet", ClientSecret: "secret", SignUp: true, SignUpOrg: "demo"}
+		c.OIDC = []weblogin.Provider{{Name: "corp", Issuer: testenv.OpenIDProvider(t, c.PublicURL+"/login/callback/corp", map[string]string{"ann@corp.example": "1", "boss@corp.example": "2", "admin@corp.example": "3"}).Issuer,
+			ClientID: "cumulet", ClientSecret: "secret", SignUp: true, SignUpOrg: "demo"}}
 	})
 	run := func(as, user string, want int, args ...string) string {
 		t.Helper()
@@ -255,7 +255,7 @@ func TestLoginByBrowser(t *testing.T) {
 	if got := run("admin", "boss@corp.example", 0, "account", "link"); !strings.Contains(got, "linked") {
 		t.Error(got)
 	}
-	if code, out, errs := p.cis("", "admin", "account", "identities"); code != 0 || !strings.Contains(out, "boss@corp.example") {
+	if code, out, errs := p.cis("", "admin", "account", "identities"); code != 0 || !strings.Contains(out, "boss@corp.example") || !strings.Contains(out, "corp ") {
 		t.Errorf("%d %s %s", code, out, errs)
 	}
 	if got := run("boss", "boss@corp.example", 0, "login", p.url, "--oidc", "--org", "demo"); !strings.Contains(got, "logged in as admin, org demo") {

@@ -43,7 +43,7 @@ type Config struct {
 	StateDir  string // of the machines: sockets, logs; absolute, emptied by Run
 	QEMU      string // qemu-system-x86_64
 	Virtiofsd string // QEMU's own, of version 7.2
-	Kernel    string // vmlinuz
+	Kernel    string // vmlinuz, or vmlinux with a PVH entry
 	Initrd    string // with kata-agent as /init
 	Accel     string // "tcg" or "kvm"
 	MemoryMiB int    // of a machine, where its request says none

@@ -54,7 +54,7 @@ func TestNewVM(t *testing.T) {
 		t.Fatalf("%+v, %v", v, err)
 	}
 	args := strings.Join(v.qemuArgs([]tap{{mac: "02:00:00:00:00:01"}}, 3), " ")
-	for _, want := range []string{"-smp 2", "size=512M", "accel=tcg", "tap,id=net0,fd=3", "mac=02:00:00:00:00:01", "tag=" + sharing.Tag, "-no-reboot"} {
+	for _, want := range []string{"-smp 2", "size=512M", "-accel tcg", "tap,id=net0,fd=3", "mac=02:00:00:00:00:01", "tag=" + sharing.Tag, "-no-reboot"} {
 		if !strings.Contains(args, want) {
 			t.Errorf("QEMU's arguments lack %q: %s", want, args)
 		}
