@@ -17,7 +17,6 @@ import (
 	"cumulet.io/cis/engine/cri"
 	"cumulet.io/cis/engine/cri/containerd"
 	"cumulet.io/cis/engine/cri/fence"
-	"cumulet.io/cis/engine/enginetest"
 	"cumulet.io/cis/sandbox"
 	"cumulet.io/internal/testenv"
 )
@@ -84,36 +83,14 @@ func run(t *testing.T, e *cri.Engine) {
 	}
 }
 
-// instance is one of class c2-m4 that runs a script: of a size that is not what the configuration says by default.
+// instance is one of class c1-m2 that runs a script: of a size that is not what the configuration says by default.
 func instance(script string) *cis.Instance {
 	grace := int64(30)
 	spec := cis.Spec{Name: "demo", Sandbox: cis.Kata, GraceSeconds: &grace, RestartPolicy: corev1.RestartPolicyNever, Containers: []cis.Container{{
 		Name: "main", Image: testenv.BusyboxImage, Command: []string{"sh", "-c", script}, ImagePullPolicy: corev1.PullIfNotPresent,
-		Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("4Gi")}},
+		Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("2Gi")}},
 	}}}
 	now := time.Now().UTC()
 	id := cis.NewID(now)
 	return &cis.Instance{ID: id, Org: "acme", Key: id, CreatedAt: now, Version: 1, Spec: spec.Defaulted()}
-}
-
-// cases are those of the engines' conformance suite that are in the hands of the shim's driver: the others are the same
-// with the virtual machines of hack/kata, and those start sooner.
-func cases() []string { return []string{"Files", "EmptyDirIsShared", "UpdateVolume"} }
-
-// The engine passes cases of the conformance suite.
-func TestConformance(t *testing.T) {
-	env := newContainerd(t)
-	skip := map[string]string{}
-	for _, name := range enginetest.Names() {
-		if !slices.Contains(cases(), name) {
-			skip[name] = ""
-		}
-	}
-	if len(skip)+len(cases()) != len(enginetest.Names()) {
-		t.Errorf("a case of %q has another name now", cases())
-	}
-	enginetest.Run(t, enginetest.Factory{
-		New:   func(t *testing.T, sink engine.Sink) engine.Engine { return newEngine(t, env, sink) },
-		Image: testenv.BusyboxImage, Sandbox: cis.Kata, Slow: float64(patience / (30 * time.Second)), Skip: skip,
-	})
 }
