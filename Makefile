@@ -37,11 +37,20 @@ test: ## All tests, real components included (PKGS, TESTFLAGS)
 
 .PHONY: crash
 crash: ## kill -9 of every process at random moments (CRASH_SEED, CRASH_KILLS, CRASH_RUNS)
-	@hack/tools.sh >/dev/null && CUMULET_CRASH=1 CRASH_KILLS=$(or $(CRASH_KILLS),25) CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./hack/e2e -run TestCrashes -v -count=$(or $(CRASH_RUNS),5) -timeout 2h
+	@hack/tools.sh >/dev/null && CRASH_KILLS=$(or $(CRASH_KILLS),25) CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./hack/e2e -run TestCrashes -v -count=$(or $(CRASH_RUNS),5) -timeout 2h
+
+.PHONY: test-kata
+test-kata: ## Class kata in full, with virtual machines by emulation: all of the engine's suite, 100 MB of logs, pods from kubectl
+	@hack/tools.sh >/dev/null && CUMULET_KATA_ALL=1 CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./internal/testenv ./cis/engine/cri ./hack/e2e -run Kata -v -count=1 -p 1 -timeout 60m
 
 .PHONY: kata-kills
 kata-kills: ## kill -9 of virtual machines and all that is about them, and what is left then (CUMULET_SEED, CUMULET_KATA_KILLS)
 	@hack/tools.sh >/dev/null && CUMULET_KATA_KILLS=$(or $(CUMULET_KATA_KILLS),100) CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./cis/engine/cri -run TestKataKills -v -count=1 -timeout 90m
+
+.PHONY: test-kata-host
+test-kata-host: ## Kata with QEMU and KVM, as in production, in a host that is emulated (KATAHOST="-run NAME -v")
+	@hack/tools.sh debian-runtime containerd cni images debian-kata kata-shim kata-host
+	@PATH="$$(hack/tools.sh --print-bin):$$PATH" go run ./hack/katahost $(KATAHOST)
 
 .PHONY: bench
 bench: ## Benchmarks, each a ratio to a peer or to the bare mechanism in the same run

@@ -94,7 +94,7 @@ machines() {
 	"$bin/kata-vmservice" -print-config -socket "$STATE/vm/service.sock" >"$STATE/kata.toml"
 	mkdir -p "$STATE/vm"
 	background vmservice "$bin/kata-vmservice" -socket "$STATE/vm/service.sock" -state "$STATE/vm/machines" -syslog "$STATE/log/kata-shims.log" \
-		-kernel "$cache/kata/vmlinuz" -initrd "$cache/kata/initrd.img" -qemu "$(command -v qemu-system-x86_64)"
+		-kernel "$cache/kata/vmlinux" -initrd "$cache/kata/initrd.img" -qemu "$(command -v qemu-system-x86_64)"
 	until_ok 30 "the VM service" test -S "$STATE/vm/service.sock"
 }
 

@@ -145,7 +145,7 @@ func (s *script) run(w *Writer, steps int) (failed bool) {
 			}
 			s.durable[id+"/started"] = true
 			if k < 7 {
-				if err := m.MarkRunning(); err != nil {
+				if err := m.MarkRunning(time.Time{}); err != nil {
 					return true
 				}
 				if !s.stopping[id] {
@@ -295,7 +295,7 @@ func TestAnyPrefix(t *testing.T) {
 	for i := range 3 {
 		m := start(t, w, subject(fmt.Sprintf("i-%d", i)))
 		clock.add(time.Second)
-		must(t, m.MarkRunning())
+		must(t, m.MarkRunning(time.Time{}))
 		clock.add(time.Minute)
 		must(t, w.beat())
 		if i == 1 {

@@ -92,15 +92,17 @@ func (w *Writer) start(s billing.Subject) (uint64, error) {
 	return w.written, nil
 }
 
-// MarkRunning says that the first container proper has started: from now on running time is counted. Durable when it
-// returns nil; idempotent in an incarnation, and without effect after Stop.
-func (m *Meter) MarkRunning() error {
+// MarkRunning says that the first container proper has started at a wall clock instant: running time is counted from
+// then, but never from before the last event nor after now; a zero time means now. Durable when it returns nil;
+// idempotent in an incarnation, and without effect after Stop.
+func (m *Meter) MarkRunning(at time.Time) error {
 	n, err := m.step(func(last billing.Event, wall time.Time, mono billing.Clock) (billing.Event, bool) {
 		if last.Phase == billing.PhaseRunning {
 			return last, false
 		}
-		ev := grow(last, wall, mono)
-		ev.Kind, ev.Phase = billing.EventHeartbeat, billing.PhaseRunning
+		then, clock := past(at, wall, mono)
+		ev := grow(last, then, clock)
+		ev.Kind, ev.Time, ev.Phase = billing.EventHeartbeat, wall, billing.PhaseRunning
 		return ev, true
 	})
 	if err == nil {
@@ -120,11 +122,8 @@ func (m *Meter) Stop(ctx context.Context, at time.Time, reason string) error {
 		return fmt.Errorf("stop meter of %s: %w", m.instance, err)
 	}
 	n, err := m.step(func(last billing.Event, wall time.Time, mono billing.Clock) (billing.Event, bool) {
-		end := mono
-		if !at.IsZero() && at.Before(wall) {
-			end.Nanos -= wall.Sub(at).Nanoseconds()
-		}
-		ev := grow(last, wall.Add(-time.Duration(mono.Nanos-end.Nanos)), end)
+		then, clock := past(at, wall, mono)
+		ev := grow(last, then, clock)
 		ev.Kind, ev.Time, ev.Reason = billing.EventStopped, wall, reason
 		return ev, true
 	})
@@ -135,6 +134,16 @@ func (m *Meter) Stop(ctx context.Context, at time.Time, reason string) error {
 		return fmt.Errorf("stop meter of %s: %w", m.instance, err)
 	}
 	return nil
+}
+
+// past gives both clocks at an instant that is not after now, which is also what a zero time means.
+func past(at, wall time.Time, mono billing.Clock) (time.Time, billing.Clock) {
+	if !at.IsZero() && at.Before(wall) {
+		gone := wall.Sub(at)
+		mono.Nanos -= gone.Nanoseconds()
+		wall = wall.Add(-gone)
+	}
+	return wall, mono
 }
 
 // step appends the event that f makes from the last one; f returns false for none.

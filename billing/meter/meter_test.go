@@ -121,8 +121,8 @@ func TestLife(t *testing.T) {
 	m := start(t, w, subject("i-1"))
 	start(t, w, subject("i-1"))
 	clock.add(1500*time.Millisecond + 700*time.Microsecond)
-	must(t, m.MarkRunning())
-	must(t, m.MarkRunning())
+	must(t, m.MarkRunning(time.Time{}))
+	must(t, m.MarkRunning(time.Time{}))
 	clock.add(60 * time.Second)
 	must(t, w.beat())
 	must(t, w.beat())
@@ -136,7 +136,7 @@ func TestLife(t *testing.T) {
 	clock.add(5 * time.Second)
 	must(t, m.Stop(ctx, clock.wall.Add(-5*time.Second), "Completed"))
 	must(t, m.Stop(ctx, time.Time{}, "Failed"))
-	must(t, m.MarkRunning())
+	must(t, m.MarkRunning(time.Time{}))
 	start(t, w, subject("i-1"))
 	again := subject("i-1")
 	again.Incarnation = 2
@@ -171,6 +171,30 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// That a container started, and then that it ended, may be learnt long after both: neither is billed as later than it was.
+func TestLateNews(t *testing.T) {
+	dir, clock, ctx := t.TempDir(), newClock(), context.Background()
+	began, _ := clock.Now()
+	w := open(t, dir, Options{Clock: clock})
+	m := start(t, w, subject("i-1"))
+	early := start(t, w, subject("i-2"))
+	must(t, early.MarkRunning(began.Add(-time.Minute))) // not before the last event
+	clock.add(15 * time.Second)
+	must(t, m.MarkRunning(began.Add(3*time.Second)))
+	must(t, m.Stop(ctx, began.Add(8*time.Second), "Completed"))
+	must(t, early.Stop(ctx, began.Add(9*time.Second), "Completed"))
+	must(t, w.Close())
+	evs, _ := events(t, dir)
+	last := map[string]billing.Event{}
+	for _, e := range evs {
+		last[e.Instance] = e
+	}
+	if a, b := last["i-1"], last["i-2"]; a.StartupMillis != 3000 || a.RunningMillis != 5000 || !a.At.Equal(began.Add(8*time.Second)) ||
+		b.StartupMillis != 0 || b.RunningMillis != 9000 {
+		t.Errorf("%+v", evs)
+	}
+}
+
 // A heartbeat tells no more than is known, and none is made that would tell nothing new.
 func TestEvidence(t *testing.T) {
 	dir, clock, ctx := t.TempDir(), newClock(), context.Background()
@@ -178,7 +202,7 @@ func TestEvidence(t *testing.T) {
 	began, _ := clock.Now()
 	w := open(t, dir, Options{Clock: clock, Evidence: func() time.Time { return began.Add(known) }})
 	m := start(t, w, subject("i-1"))
-	must(t, m.MarkRunning())
+	must(t, m.MarkRunning(time.Time{}))
 	clock.add(100 * time.Second)
 	known = 30 * time.Second
 	must(t, w.beat()) // not yet an interval
@@ -200,7 +224,7 @@ func TestReboot(t *testing.T) {
 	w := open(t, dir, Options{Clock: clock})
 	m := start(t, w, subject("i-1"))
 	start(t, w, subject("i-2"))
-	must(t, m.MarkRunning())
+	must(t, m.MarkRunning(time.Time{}))
 	clock.add(60 * time.Second)
 	must(t, w.beat())
 	clock.add(30 * time.Second) // lost: no evidence
@@ -212,7 +236,7 @@ func TestReboot(t *testing.T) {
 	next.Incarnation = 2
 	m2 := start(t, w, next)
 	clock.add(2 * time.Second)
-	must(t, m2.MarkRunning())
+	must(t, m2.MarkRunning(time.Time{}))
 	clock.add(3 * time.Second)
 	// A new sandbox while the meter runs: time goes on, as startup.
 	next.Incarnation = 3
@@ -277,7 +301,7 @@ func TestPrune(t *testing.T) {
 	w := open(t, dir, Options{Clock: clock, MaxFileBytes: 1})
 	m := start(t, w, subject("i-1"))
 	clock.add(time.Second)
-	must(t, m.MarkRunning())
+	must(t, m.MarkRunning(time.Time{}))
 	n, err := w.Prune(func(string) bool { return false })
 	if err != nil || n != 0 {
 		t.Fatalf("pruned %d of nothing shipped: %v", n, err)
@@ -317,7 +341,7 @@ func TestRunBeatsAndConcurrency(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			if err := m.MarkRunning(); err != nil {
+			if err := m.MarkRunning(time.Time{}); err != nil {
 				t.Error(err)
 			}
 		})

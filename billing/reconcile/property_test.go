@@ -117,7 +117,7 @@ func (x *world) step() {
 		x.inv[id] = reconcile.Instance{ID: id, Org: s.Org, StartedAt: x.clock.Wall()}
 	case k < 10:
 		if _, a := x.any(); a != nil {
-			must(x.t, a.m.MarkRunning())
+			must(x.t, a.m.MarkRunning(time.Time{}))
 		}
 	case k < 13:
 		if id, _ := x.any(); id != "" {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -17,16 +18,30 @@ import (
 
 // TestWholePath goes from a push to a bill, as the quickstart does, and checks what it says at each step.
 func TestWholePath(t *testing.T) {
-	p := platform.Start(t, platform.Options{Kubernetes: true})
+	wholePath(t, platform.Start(t, platform.Options{Kubernetes: true}), "gvisor")
+}
+
+// TestKataPath is the same with pods in virtual machines by emulation.
+func TestKataPath(t *testing.T) {
+	if os.Getenv("CUMULET_KATA_ALL") != "1" {
+		t.Skip("virtual machines by emulation start slowly: make test-kata runs it")
+	}
+	kata := testenv.Kata(t)
+	wholePath(t, platform.Start(t, platform.Options{Kubernetes: true, Set: []string{"control.cri.kataConfig=" + kata.ConfigPath}}), "kata")
+}
+
+// wholePath has most pods in a class that isolates.
+func wholePath(t *testing.T, p *platform.Platform, class string) {
+	t.Helper()
 	image := p.Push("demo/hello:1")
 	p.Login()
 	secret(t, p)
 
-	run(t, p, pod("web", image, "gvisor", "serve", "    env: [{name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]\n")+
+	run(t, p, pod("web", image, class, "serve", "    env: [{name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]\n")+
 		pod("plain", image, "runc", "serve", "")+
-		pod("count", image, "gvisor", "work, --lines, '1000'", "  restartPolicy: Never\n"), "apply", "-f", "-")
-	run(t, p, "", "wait", "--for=condition=Ready", "pod/web", "pod/plain", "--timeout=120s")
-	run(t, p, "", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/count", "--timeout=120s")
+		pod("count", image, class, "work, --lines, '1000'", "  restartPolicy: Never\n"), "apply", "-f", "-")
+	run(t, p, "", "wait", "--for=condition=Ready", "pod/web", "pod/plain", "--timeout=180s")
+	run(t, p, "", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/count", "--timeout=180s")
 
 	t.Run("describe", func(t *testing.T) {
 		testenv.Eventually(t, 20*time.Second, func() error {
@@ -47,7 +62,7 @@ func TestWholePath(t *testing.T) {
 			t.Fatal(err)
 		}
 		if strings.Contains(inside, strings.TrimSpace(string(host))) {
-			t.Errorf("a gvisor instance sees the host's kernel %s: %s", host, inside)
+			t.Errorf("a %s instance sees the host's kernel %s: %s", class, host, inside)
 		}
 		wantContains(t, "log of the runc pod", run(t, p, "", "logs", "plain"), strings.TrimSpace(string(host)))
 	})
@@ -77,6 +92,7 @@ func TestWholePath(t *testing.T) {
 	for _, name := range []string{"web", "plain"} {
 		t.Run("terminal of "+name, func(t *testing.T) { terminal(t, p, name) })
 	}
+	t.Run("volumes", func(t *testing.T) { volumes(t, p, image, class) })
 	t.Run("port-forward", func(t *testing.T) { portForward(t, p) })
 	t.Run("stats", func(t *testing.T) {
 		testenv.Eventually(t, 30*time.Second, func() error {
@@ -91,8 +107,12 @@ func TestWholePath(t *testing.T) {
 		})
 	})
 	t.Run("a class that the host lacks", func(t *testing.T) {
-		if out, err := p.Cis("run", "--sandbox", "kata", "-d", image); err == nil && strings.Contains(mustCis(t, p, "describe", strings.TrimSpace(out)), "Sandbox:        kata") {
-			t.Skip("this host runs Kata")
+		if out, err := p.Cis("run", "--sandbox", "kata", "-d", image); err == nil {
+			id := strings.TrimSpace(out)
+			if strings.Contains(mustCis(t, p, "describe", id), "Sandbox:        kata") {
+				mustCis(t, p, "rm", id)
+				t.Skip("this host runs Kata")
+			}
 		}
 		run(t, p, pod("vm", image, "kata", "serve", ""), "apply", "-f", "-")
 		testenv.Eventually(t, 30*time.Second, func() error {
@@ -123,6 +143,39 @@ func TestWholePath(t *testing.T) {
 		}
 	})
 	t.Run("after the end", func(t *testing.T) { afterTheEnd(t, p) })
+}
+
+// volumes are a ConfigMap, a Secret and a service account's token, and what changes of them while the pod runs.
+func volumes(t *testing.T, p *platform.Platform, image, class string) {
+	run(t, p, "", "create", "configmap", "settings", "--from-literal=mode=slow")
+	run(t, p, "", "create", "secret", "generic", "keys", "--from-literal=key=first")
+	mounts := "    volumeMounts: [{name: settings, mountPath: /settings}, {name: all, mountPath: /all}]\n" + `  volumes:
+  - {name: settings, configMap: {name: settings}}
+  - name: all
+    projected:
+      sources:
+      - secret: {name: keys}
+      - serviceAccountToken: {path: token, audience: tests, expirationSeconds: 3600}
+`
+	run(t, p, pod("volumes", image, class, "serve", mounts), "apply", "-f", "-")
+	run(t, p, "", "wait", "--for=condition=Ready", "pod/volumes", "--timeout=180s")
+	read := func() string {
+		return run(t, p, "", "exec", "volumes", "--", "/app", "cat", "/settings/mode", "/all/key")
+	}
+	if got := read(); got != "slowfirst" {
+		t.Errorf("the volumes have %q", got)
+	}
+	if got := run(t, p, "", "exec", "volumes", "--", "/app", "cat", "/all/token"); strings.Count(got, ".") != 2 {
+		t.Error("the token is no JWT")
+	}
+	run(t, p, "", "patch", "configmap", "settings", "--patch", `{"data": {"mode": "fast"}}`)
+	run(t, p, "", "patch", "secret", "keys", "--patch", `{"stringData": {"key": "second"}}`)
+	testenv.Eventually(t, 2*time.Minute, func() error {
+		if got := read(); got != "fastsecond" {
+			return fmt.Errorf("the volumes still have %q", got)
+		}
+		return nil
+	})
 }
 
 func portForward(t *testing.T, p *platform.Platform) {

@@ -6,6 +6,7 @@ require (
 	github.com/containerd/ttrpc v1.2.7
 	github.com/kata-containers/kata-containers/src/runtime v0.0.0-20250828155603-754f07cff239
 	github.com/mdlayher/vsock v1.2.1
+	github.com/pierrec/lz4/v4 v4.1.33
 	github.com/vishvananda/netlink v1.3.1
 	golang.org/x/sys v0.36.0
 	google.golang.org/grpc v1.75.0

@@ -44,7 +44,7 @@ func Kata(t testing.TB) *KataEnv {
 	t.Helper()
 	RequireRoot(t)
 	qemu, binary := Tool(t, "qemu-system-x86_64"), Tool(t, "kata-vmservice")
-	kernel, initrd := kataFile(t, "vmlinuz"), kataFile(t, "initrd.img")
+	kernel, initrd := kataFile(t, "vmlinux"), kataFile(t, "initrd.img")
 	s := takeSlot(t, false)
 	in := func(name string) string { return filepath.Join(s.dir, name) }
 	e := &KataEnv{t: t, bin: filepath.Dir(Tool(t, "containerd-shim-kata-v2"))}

@@ -140,8 +140,10 @@ func TestKata(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if guest := p.exec(main, "uname", "-r"); guest == strings.TrimSpace(string(host)) || !strings.Contains(guest, "cloud") {
-			t.Errorf("the container's kernel is %s, the host's %s", guest, host)
+		guest := p.exec(main, "uname", "-r")
+		t.Logf("the guest's kernel is %s, the host's %s", guest, bytes.TrimSpace(host))
+		if guest == strings.TrimSpace(string(host)) || !strings.Contains(guest, "cloud") {
+			t.Error("that is not a kernel of its own")
 		}
 		if name := p.exec(main, "hostname"); name != "one" {
 			t.Errorf("hostname %q", name)
@@ -149,6 +151,17 @@ func TestKata(t *testing.T) {
 		// Nothing of the agent's: its own streams and the directory it lists.
 		if fds := p.exec(main, "ls", "/proc/self/fd"); fds != "0\n1\n2\n3" {
 			t.Errorf("a process has the file descriptors %q", fds)
+		}
+	})
+	t.Run("cgroup", func(t *testing.T) {
+		want := memoryCgroup(t, kata.process(t, "containerd-shim-kata-v2", p.id))
+		if want == "" {
+			t.Skip("control groups of version 2 have no hierarchy of memory alone: the machine is not in its pod's")
+		}
+		for _, name := range []string{"qemu-system", "virtiofsd"} {
+			if got := memoryCgroup(t, kata.process(t, name, p.id)); got != want || !strings.Contains(got, p.id) {
+				t.Errorf("the memory of %s is counted in %s, the shim's in %s", name, got, want)
+			}
 		}
 	})
 	t.Run("network", func(t *testing.T) { p.network(t, env, main) })
@@ -510,6 +523,21 @@ func (e *KataEnv) process(t testing.TB, name, sandbox string) int {
 	}
 	t.Fatalf("no process %s of sandbox %s", name, sandbox)
 	return 0
+}
+
+// memoryCgroup is a process's cgroup of memory, with version 1.
+func memoryCgroup(t testing.TB, pid int) string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if _, path, ok := strings.Cut(line, ":memory:"); ok {
+			return strings.TrimSpace(path)
+		}
+	}
+	return ""
 }
 
 func cgroupsOf(t testing.TB, sandbox string) []string {

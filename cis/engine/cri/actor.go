@@ -393,11 +393,8 @@ func (a *actor) advance() {
 		}
 	}
 	if !a.rec.MarkedRunning {
-		for _, c := range a.containers {
-			if c.kind == kindMain && c.rec.Incarnation == a.rec.Incarnation && (c.running || c.rec.Terminated != nil) {
-				a.markRunning()
-				break
-			}
+		if at := a.firstStart(); !at.IsZero() {
+			a.markRunning(at)
 		}
 	}
 	a.checkEnd()
@@ -468,12 +465,36 @@ func (a *actor) subject() billing.Subject {
 		SandboxClass: string(a.rec.Class), Incarnation: a.rec.Incarnation, Size: a.rec.Size}
 }
 
-func (a *actor) markRunning() {
+// firstStart is when the first container of the instance proper has started in this sandbox, as far as that is still
+// known; zero when none has.
+func (a *actor) firstStart() time.Time {
+	var first time.Time
+	for _, c := range a.containers {
+		if c.kind != kindMain || c.rec.Incarnation != a.rec.Incarnation {
+			continue
+		}
+		var at time.Time
+		switch t := c.rec.Terminated; {
+		case c.running:
+			at = c.startedAt
+		case t != nil && !t.StartedAt.IsZero():
+			at = t.StartedAt.Time
+		case t != nil:
+			at = t.FinishedAt.Time
+		}
+		if !at.IsZero() && (first.IsZero() || at.Before(first)) {
+			first = at
+		}
+	}
+	return first
+}
+
+func (a *actor) markRunning(at time.Time) {
 	a.rec.MarkedRunning = true
 	if a.meter == nil {
 		return
 	}
-	if err := a.meter.MarkRunning(); err != nil {
+	if err := a.meter.MarkRunning(at); err != nil {
 		a.log.Error("meter not marked as running", "error", err)
 		a.rec.MarkedRunning = false
 		a.later(time.Now().Add(time.Second))

@@ -88,8 +88,8 @@ func (c cgroups) in(path string) []string {
 	return out
 }
 
-// create makes the cgroup and sets its limits of memory and processes. That of CPU is set by limitCPU once the sandbox
-// is up, so that a small instance does not wait for its own sandbox.
+// create makes the cgroup and sets its limits of memory and processes. That of CPU is set by limitCPU once a container
+// runs, so that a small instance does not wait for its own sandbox.
 func (c cgroups) create(id string, l cgroupLimits) error {
 	var err error
 	if c.v2 != "" {

@@ -28,12 +28,17 @@ const (
 
 const maxMessage = 64 << 20
 
-// dial connects to containerd, lazily. While it is away calls wait for it until their context ends.
-func dial(socket string) (*grpc.ClientConn, error) {
+// dial connects to containerd, lazily. While it is away calls wait for it until their context ends. Each connection is
+// used as wrap gives it.
+func dial(socket string, wrap func(net.Conn) net.Conn) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+			c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+			if err != nil {
+				return nil, err
+			}
+			return wrap(c), nil
 		}),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 5 * time.Second,
 			Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}}),
@@ -121,7 +126,7 @@ func (e *Engine) removeSandbox(ctx context.Context, id string) error {
 	if _, err := e.rt.RemovePodSandbox(ctx, &rt.RemovePodSandboxRequest{PodSandboxId: id}); err != nil && !isNotFound(err) {
 		return fmt.Errorf("remove sandbox: %w", err)
 	}
-	return nil
+	return e.removeShimSocket(id)
 }
 
 // killShims kills the shim of a sandbox, and those of its containers that have one of their own.

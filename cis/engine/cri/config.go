@@ -119,8 +119,8 @@ func (b Backoff) next(d time.Duration) time.Duration {
 
 // Meter is one instance's running meter.
 type Meter interface {
-	// MarkRunning ends the startup time; repeating it changes nothing.
-	MarkRunning() error
+	// MarkRunning ends the startup time at an instant; repeating it changes nothing.
+	MarkRunning(at time.Time) error
 	// Stop ends the meter at a time for which there is evidence; repeating it changes nothing.
 	Stop(ctx context.Context, at time.Time, reason string) error
 }

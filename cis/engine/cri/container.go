@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -271,8 +272,13 @@ func (e *Engine) down(ctx context.Context, sandbox string) bool {
 	return isNotFound(err) || err == nil && r.Status.State != rt.PodSandboxState_SANDBOX_READY
 }
 
-// runs notes that a container runs and starts its hook and probes. adopted tells that it ran before this process.
+// runs notes that a container runs and starts its hook and probes. adopted tells that it ran before this process. The
+// instance has no more CPU than its own from now on; until its first container runs, its sandbox may take more.
 func (a *actor) runs(c *container, at time.Time, adopted bool) {
+	if err := a.e.cgroup.limitCPU(a.id, podLimits(a.spec, a.rec.Size, a.rec.Class, 0).milliCPU); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.log.Error("CPU not limited", "error", err)
+		a.warn("", "FailedCPULimit", "The CPU of the instance is not limited to its size: "+err.Error())
+	}
 	ctx, stop := context.WithCancel(a.ctx)
 	c.running, c.startedAt, c.stopRun, c.ended = true, at.UTC(), stop, make(chan struct{})
 	c.started = c.spec.StartupProbe == nil || adopted && c.rec.Started
@@ -321,8 +327,13 @@ func (a *actor) terminated(c *container, s *rt.ContainerStatus) corev1.Container
 	s = c.rec.witnessed(s)
 	t := corev1.ContainerStateTerminated{ExitCode: s.ExitCode, Reason: s.Reason, Message: s.Message,
 		StartedAt: metaNano(s.StartedAt), FinishedAt: metaNano(s.FinishedAt), ContainerID: containerURI(s.Id)}
-	if s.FinishedAt == 0 {
+	if s.FinishedAt <= s.CreatedAt {
+		// It is not known when. gVisor's shim says that a container has stopped a moment before it has the time of it,
+		// and a containerd that starts just then takes the year 1.
 		t.FinishedAt = metaTime(time.Now())
+		if exit := c.rec.exit(s.Id); exit != nil {
+			t.FinishedAt = metaTime(exit.At)
+		}
 	}
 	if t.FinishedAt.Before(&t.StartedAt) {
 		// containerd notes the start when the call for it returns; a short process has ended by then.

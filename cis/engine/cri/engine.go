@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -34,6 +36,11 @@ type Engine struct {
 	rt    rt.RuntimeServiceClient
 	image rt.ImageServiceClient
 	ctrd  *client.Client // for commands in containers; shares conn
+	// start is the service on a connection of its own, which outlives this process while starting counts calls on it.
+	start     rt.RuntimeServiceClient
+	startConn *grpc.ClientConn
+	starting  atomic.Int64
+	closing   atomic.Bool
 	// starts, pulls and measures are semaphores: whoever holds an element may make a sandbox, pull an image or count files.
 	starts   chan struct{}
 	pulls    chan struct{}
@@ -87,7 +94,7 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := dial(cfg.Socket)
+	conn, err := dial(cfg.Socket, func(c net.Conn) net.Conn { return c })
 	if err != nil {
 		return nil, err
 	}
@@ -103,6 +110,12 @@ func New(cfg Config) (*Engine, error) {
 		rt: rt.NewRuntimeServiceClient(conn), image: rt.NewImageServiceClient(conn),
 		starts: make(chan struct{}, cfg.ParallelStarts), pulls: make(chan struct{}, cfg.ParallelPulls), measures: make(chan struct{}, measuresAtOnce),
 		cgroup: hostCgroups(cfg.CgroupRoot), grants: allowed, actors: map[string]*actor{}}
+	if e.startConn, err = dial(cfg.Socket, func(c net.Conn) net.Conn {
+		return hold(c, func() bool { return e.closing.Load() && e.starting.Load() > 0 }, e.log)
+	}); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	e.start = rt.NewRuntimeServiceClient(e.startConn)
 	if e.captures() {
 		if e.watcher, err = capture.NewWatcher(); err != nil {
 			e.log.Warn("output is looked for now and then, which takes longer", "error", err)
@@ -111,8 +124,11 @@ func New(cfg Config) (*Engine, error) {
 	return e, nil
 }
 
-// Close ends the connection to containerd.
-func (e *Engine) Close() error { return errors.Join(e.conn.Close(), e.watcher.Close()) }
+// Close ends the connections to containerd. Starts of containers that are under way are left to it.
+func (e *Engine) Close() error {
+	e.closing.Store(true)
+	return errors.Join(e.conn.Close(), e.startConn.Close(), e.watcher.Close())
+}
 
 // Run implements engine.Engine. When it returns, no goroutine of the engine is left; the instances go on.
 func (e *Engine) Run(ctx context.Context) error {

@@ -13,6 +13,7 @@ import (
 	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cumulet.io/cis"
 	"cumulet.io/internal/testenv"
@@ -152,4 +153,33 @@ func FuzzBundle(f *testing.F) {
 		}
 		decodeOwner(b)
 	})
+}
+
+// containerd may tell an end without a time, or with one that no clock has shown: then it is that of the kept end, or now.
+func TestTerminatedWithoutTime(t *testing.T) {
+	made := time.Now().Add(-time.Minute)
+	kept := made.Add(30 * time.Second).UTC()
+	for _, c := range []struct {
+		name     string
+		finished int64
+		exit     *exitRecord
+		want     time.Time // zero is now
+	}{
+		{"as told", made.Add(time.Second).UnixNano(), &exitRecord{ID: "c-1", At: kept}, made.Add(time.Second)},
+		{"no time", 0, nil, time.Time{}},
+		{"the year 1", time.Time{}.UnixNano(), nil, time.Time{}},
+		{"1970, but the shim knew", 1, &exitRecord{ID: "c-1", At: kept}, kept},
+		{"another's end", 0, &exitRecord{ID: "c-0", At: kept}, time.Time{}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := &actor{rec: &record{}, vols: volumes{dir: t.TempDir()}}
+			before := time.Now()
+			got := a.terminated(&container{spec: &cis.Container{Name: "main"}, rec: &containerRecord{ID: "c-1", Exit: c.exit}},
+				&rt.ContainerStatus{Id: "c-1", Metadata: &rt.ContainerMetadata{Name: "main"}, State: rt.ContainerState_CONTAINER_EXITED,
+					CreatedAt: made.UnixNano(), StartedAt: made.UnixNano() + 1, FinishedAt: c.finished})
+			if at := got.FinishedAt.Time; c.want.IsZero() && at.Before(before) || !c.want.IsZero() && !at.Equal(c.want) {
+				t.Errorf("ended %s", at)
+			}
+		})
+	}
 }

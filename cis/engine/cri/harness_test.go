@@ -153,7 +153,7 @@ type oneMeter struct {
 	id string
 }
 
-func (o oneMeter) MarkRunning() error {
+func (o oneMeter) MarkRunning(time.Time) error {
 	o.m.mu.Lock()
 	defer o.m.mu.Unlock()
 	o.m.running[o.id]++
@@ -189,7 +189,8 @@ type bench struct {
 	cfg   Config
 	kata  *testenv.KataEnv // nil without class kata
 	*Engine
-	stop func()
+	stop    func()
+	unmeter func() // closes the product's meter, where it is used
 }
 
 func newBench(t *testing.T) *bench { return newBenchWith(t, "", withoutSystemd) }
@@ -206,7 +207,7 @@ func newKataBench(t *testing.T) *bench {
 func newBenchWith(t *testing.T, console string, options ...func(*containerd.Config)) *bench {
 	t.Helper()
 	env := testenv.Containerd(t, options...)
-	b := &bench{t: t, env: env, sink: newSink(), meter: &memMeter{started: map[string]int{}, running: map[string]int{}, stopped: map[string]string{}, stopAt: map[string]time.Time{}}}
+	b := &bench{t: t, env: env, unmeter: func() {}, sink: newSink(), meter: &memMeter{started: map[string]int{}, running: map[string]int{}, stopped: map[string]string{}, stopAt: map[string]time.Time{}}}
 	b.cfg = Config{Socket: env.Socket, TaskDir: env.Daemon.TaskDir(), Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"), Node: "node-1", Region: "r1",
 		HostIP: "127.0.0.1", Handlers: map[cis.SandboxClass]string{cis.Runc: "runc"},
 		Unavailable: map[cis.SandboxClass]string{cis.Kata: "the host has no KVM"}, Sink: b.sink, Meter: b.meter, CgroupRoot: cgroupRoot(env),
@@ -231,6 +232,7 @@ func newBenchWith(t *testing.T, console string, options ...func(*containerd.Conf
 	t.Cleanup(func() {
 		b.deleteAll()
 		b.stop()
+		b.unmeter()
 		b.noLeaks()
 	})
 	if err := b.Sync(t.Context(), nil); err != nil {

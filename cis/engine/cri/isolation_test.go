@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -51,6 +52,9 @@ func TestIsolation(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.restart(s.other, s.same, s.peer)
+		testenv.Eventually(t, time.Minute, func() error { // it is found again
+			return b.Logs(t.Context(), s.other.ID, cis.LogRequest{Container: "main"}, io.Discard)
+		})
 		got := s.probe(t, cis.Runc, true)
 		results[privileged] = got
 		for _, name := range []string{"read the machine's disk by a device file", "write kernel.core_pattern, to run a program outside",
@@ -140,7 +144,8 @@ func newOutside(t *testing.T, b *bench) *outside {
 		Volume:   write(filepath.Join(b.instanceDir(s.other.ID), "volumes", "data", "secret")),
 		Log:      filepath.Join(b.cfg.LogRoot, "bank", s.other.ID, "main", "0.log"),
 		Abstract: fmt.Sprintf("@cumulet-isolation-%d", os.Getpid()), Key: fmt.Sprintf("cumulet-isolation-%d", os.Getpid()),
-		Node: b.env.Subnet.Addr().Next().String(), Kernel: release(t), Device: disk(t),
+		Container: strings.TrimPrefix(b.sink.last(s.other.ID).Containers[0].ContainerID, "containerd://"),
+		Node:      b.env.Subnet.Addr().Next().String(), Kernel: release(t), Device: disk(t),
 	}
 	b.listening(t, s.other, s.same)
 	s.listen(t)

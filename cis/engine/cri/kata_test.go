@@ -27,6 +27,7 @@ import (
 func TestKataLife(t *testing.T) {
 	b := newKataBench(t)
 	b.life(t, cis.Kata)
+	b.attaches(t, cis.Kata)
 	in := instance(cis.Kata, shell("main", "sleep 1000"))
 	in.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("700Mi")}
 	b.ensure(in)
@@ -91,7 +92,9 @@ func TestKataKills(t *testing.T) {
 	}
 	t.Logf("CUMULET_SEED=%d CUMULET_KATA_KILLS=%d", seed, kills)
 	random := rand.New(rand.NewPCG(seed, 0))
+	bill := b.metered(t)
 	before := b.leftovers(t)
+	traces := &traces{}
 	victims := []string{"qemu-system", "containerd-shim-kata-v2", "virtiofsd", "VM service", "containerd", "engine"}
 	random.Shuffle(len(victims), func(i, j int) { victims[i], victims[j] = victims[j], victims[i] })
 	for i := range kills {
@@ -107,6 +110,7 @@ func TestKataKills(t *testing.T) {
 			} else {
 				b.sink.waitPhase(t, in.ID, cis.Running)
 			}
+			traces.note(b, t, in, !early)
 			at := time.Now()
 			b.kill(t, in, victim)
 			fatal := slices.Contains([]string{"qemu-system", "VM service"}, victim)
@@ -122,14 +126,12 @@ func TestKataKills(t *testing.T) {
 			}
 			b.delete(in)
 			st := b.sink.wait(t, in.ID, "the final status", func(st cis.Status) bool { return st.Phase.Final() })
-			b.meter.mu.Lock()
-			defer b.meter.mu.Unlock()
-			if b.meter.stopped[in.ID] == "" || b.meter.stopAt[in.ID].IsZero() || b.meter.stopAt[in.ID].After(time.Now()) || b.meter.stopAt[in.ID].Before(in.CreatedAt) {
-				t.Errorf("ended as %s %s; the meter was stopped as %q at %v", st.Phase, st.Reason, b.meter.stopped[in.ID], b.meter.stopAt[in.ID])
-			}
+			evs := meterEvents(t, bill, in.ID)
+			exactBill(t, evs, st)
+			t.Logf("ended as %s %s; %s", st.Phase, st.Reason, describeBill(evs))
 		})
 		testenv.Eventually(t, 120*time.Second, func() error {
-			if left := b.leftovers(t); !slices.Equal(left, before) {
+			if left := append(b.leftovers(t), traces.left()...); !slices.Equal(left, before) {
 				return fmt.Errorf("after the kill of %s there is left\n%s\nwhere before there was\n%s", victim, strings.Join(left, "\n"), strings.Join(before, "\n"))
 			}
 			return nil
@@ -142,7 +144,7 @@ func (b *bench) kill(t *testing.T, in *cis.Instance, victim string) {
 	t.Helper()
 	switch victim {
 	case "engine":
-		b.restart(in)
+		b.metered(t, in)
 	case "containerd":
 		b.env.Kill()
 		b.env.Ready()
@@ -194,6 +196,37 @@ func (b *bench) machinery() []process {
 		}
 	}
 	return all
+}
+
+// traces are the places outside of the test's directories at which sandboxes could leave something.
+type traces struct{ paths []string }
+
+// note takes down those of an instance's sandbox: its shim's socket, and Kata's own of it. Of one that runs they are there.
+func (s *traces) note(b *bench, t *testing.T, in *cis.Instance, runs bool) {
+	t.Helper()
+	list, err := b.listSandboxes(t.Context(), in.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sandbox := range list {
+		all := []string{shimSocket(b.env.Socket, sandbox.Id), "/run/vc/sbs/" + sandbox.Id, "/run/kata-containers/shared/sandboxes/" + sandbox.Id}
+		for _, p := range all {
+			if _, err := os.Lstat(p); err != nil && runs {
+				t.Errorf("the test is blind to what is left: %v", err)
+			}
+		}
+		s.paths = append(s.paths, all...)
+	}
+}
+
+func (s *traces) left() []string {
+	var left []string
+	for _, p := range s.paths {
+		if _, err := os.Lstat(p); err == nil {
+			left = append(left, "trace "+p)
+		}
+	}
+	return left
 }
 
 // leftovers are what instances could leave behind on the machine, by kind: processes, mounts with the network namespaces

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -31,26 +32,95 @@ func (a *actor) outputDir(container string, attempt int) string {
 
 // startContainer starts a container that has been made, its output going where this engine reads it.
 func (a *actor) startContainer(ctx context.Context, id, name string, attempt int) error {
-	restore := func() error { return nil }
 	if a.e.captures() {
 		dir := a.outputDir(name, attempt)
 		if err := capture.Prepare(dir); err != nil {
 			return err
 		}
-		var err error
-		if restore, err = capture.Divert(a.e.criStateDir(), id, dir); err != nil {
-			return err
-		}
 		// From now on the attempt counts, whether or not it comes to write anything.
 		if err := touch(a.logFile(name, attempt)); err != nil {
-			return errors.Join(fmt.Errorf("make log: %w", err), restore())
+			return fmt.Errorf("make log: %w", err)
+		}
+		if err := capture.Divert(a.e.criStateDir(), id, dir); err != nil {
+			return err
 		}
 	}
-	_, err := a.e.rt.StartContainer(ctx, &rt.StartContainerRequest{ContainerId: id})
-	if rerr := restore(); rerr != nil {
-		a.log.Warn("containerd's pipes not put back", "container", name, "error", rerr)
+	err := a.callStart(ctx, id)
+	if a.ctx.Err() == nil { // else it may be under way
+		a.restorePipes(id)
 	}
 	return err
+}
+
+func (a *actor) restorePipes(id string) {
+	if !a.e.captures() {
+		return
+	}
+	if err := capture.Restore(a.e.criStateDir(), id); err != nil {
+		a.log.Warn("containerd's pipes not put back", "container", id, "error", err)
+	}
+}
+
+// A start that an earlier life of the engine asked for is waited for no longer than resumeBound, and looked for each
+// resumeDelay.
+const (
+	resumeBound = 2 * time.Minute
+	resumeDelay = 100 * time.Millisecond
+)
+
+// callStart asks containerd for a start. One that is not wanted any more is given up; one that is under way when this
+// engine ends is left to containerd, for the next life to find (resumeStart).
+func (a *actor) callStart(ctx context.Context, id string) error {
+	call, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan error, 1)
+	a.e.starting.Add(1)
+	go func() {
+		defer a.e.starting.Add(-1)
+		_, err := a.e.start.StartContainer(call, &rt.StartContainerRequest{ContainerId: id})
+		done <- err
+	}()
+	defer func() {
+		if a.ctx.Err() == nil {
+			giveUp()
+		}
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	if err := a.ctx.Err(); err != nil {
+		return err // Close of the connection ends the call here, and here alone
+	}
+	giveUp()
+	return <-done
+}
+
+// resumeStart brings a start to its end that an earlier life of the engine may have asked for, and gives the status then.
+// It may be under way still: containerd refuses another one meanwhile.
+func (a *actor) resumeStart(ctx context.Context, s *rt.ContainerStatus) (*rt.ContainerStatus, error) {
+	if a.e.captures() && !capture.Diverted(a.e.criStateDir(), s.Id) {
+		return s, nil // it was not asked for
+	}
+	for end := time.Now().Add(resumeBound); s.State == rt.ContainerState_CONTAINER_CREATED && time.Now().Before(end); {
+		err := a.callStart(ctx, s.Id)
+		r, serr := a.e.rt.ContainerStatus(ctx, &rt.ContainerStatusRequest{ContainerId: s.Id})
+		if serr != nil {
+			return nil, errors.Join(serr, err)
+		}
+		if s = r.Status; s.State == rt.ContainerState_CONTAINER_CREATED {
+			a.log.Debug("a start is under way", "container", s.Metadata.GetName(), "error", err)
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(resumeDelay):
+			}
+		}
+	}
+	if s.State != rt.ContainerState_CONTAINER_CREATED {
+		a.restorePipes(s.Id)
+	}
+	return s, nil
 }
 
 func touch(path string) error {

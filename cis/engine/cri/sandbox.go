@@ -71,9 +71,6 @@ func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler s
 	if err := a.admit(st); err != nil {
 		return "", nil, "FailedCreatePodSandBox", err
 	}
-	if err := a.e.cgroup.limitCPU(a.id, limits.milliCPU); err != nil {
-		return "", nil, "FailedCreatePodContainer", err
-	}
 	ips = addresses(st.GetStatus())
 	if err := a.vols.writeHosts(a.spec, hostname(a.spec), ips); err != nil {
 		return "", nil, "FailedMount", err
@@ -282,8 +279,9 @@ func (a *actor) find() {
 		return
 	}
 	a.metering = true // one at a time, and nothing else goes on meanwhile
+	resume := a.rec.Stop == nil
 	a.do(a.ctx, func(ctx context.Context) func() {
-		f, err := a.lookUp(ctx)
+		f, err := a.lookUp(ctx, resume)
 		return func() {
 			a.metering = false
 			if err != nil {
@@ -302,11 +300,13 @@ type found struct {
 	sandbox    *rt.PodSandboxStatus // the newest, nil when there is none
 	handler    string
 	containers []*rt.ContainerStatus
-	attempts   map[string]int // the highest attempt that has written something
+	resumed    map[string]bool // those of them, by id, whose start was brought to its end just now
+	attempts   map[string]int  // the highest attempt that has written something
 }
 
-func (a *actor) lookUp(ctx context.Context) (*found, error) {
-	f := &found{attempts: logAttempts(a.logDir(), 1)}
+// lookUp asks containerd; with resume, starts that are under way are brought to their end.
+func (a *actor) lookUp(ctx context.Context, resume bool) (*found, error) {
+	f := &found{attempts: logAttempts(a.logDir(), 1), resumed: map[string]bool{}}
 	list, err := a.e.listSandboxes(ctx, a.id)
 	if err != nil {
 		return nil, err
@@ -354,7 +354,14 @@ func (a *actor) lookUp(ctx context.Context) (*found, error) {
 		if err != nil {
 			return nil, err
 		}
-		f.containers = append(f.containers, s.Status)
+		st := s.Status
+		if resume {
+			if st, err = a.resumeStart(ctx, st); err != nil {
+				return nil, err
+			}
+			f.resumed[c.Id] = st.State != s.Status.State
+		}
+		f.containers = append(f.containers, st)
 	}
 	return f, nil
 }
@@ -416,12 +423,9 @@ func (a *actor) take(f *found) {
 	if err := a.vols.writeHosts(a.spec, hostname(a.spec), a.ips); err != nil {
 		a.log.Warn("hosts file not written", "error", err)
 	}
-	if err := a.e.cgroup.limitCPU(a.id, podLimits(a.spec, a.rec.Size, a.rec.Class, 0).milliCPU); err != nil && !a.lost {
-		a.log.Warn("CPU of adopted instance not limited", "error", err)
-	}
 	for _, s := range f.containers {
 		if c := a.byName(s.Metadata.GetName()); c != nil {
-			a.takeContainer(c, s)
+			a.takeContainer(c, s, f.resumed[s.Id])
 		}
 	}
 	for _, c := range a.containers {
@@ -444,7 +448,9 @@ func (a *actor) everRan() bool {
 	return false
 }
 
-func (a *actor) takeContainer(c *container, s *rt.ContainerStatus) {
+// takeContainer makes the state of one container what containerd says of it; resumed tells that its start has just come
+// to its end.
+func (a *actor) takeContainer(c *container, s *rt.ContainerStatus, resumed bool) {
 	n := int(s.Metadata.GetAttempt())
 	if n < c.rec.Attempt && c.rec.Terminated == nil {
 		// The end of the attempt before the last.
@@ -470,7 +476,7 @@ func (a *actor) takeContainer(c *container, s *rt.ContainerStatus) {
 	switch s.State {
 	case rt.ContainerState_CONTAINER_RUNNING:
 		c.rec.Terminated = nil
-		a.runs(c, time.Unix(0, s.StartedAt), true)
+		a.runs(c, time.Unix(0, s.StartedAt), !resumed)
 	case rt.ContainerState_CONTAINER_EXITED:
 		switch {
 		case c.rec.Terminated != nil:

@@ -2,6 +2,8 @@ package cri
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -249,6 +251,27 @@ func signalShim(id string, signal unix.Signal) error {
 		if err := unix.Kill(s.pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("signal shim %d: %w", s.pid, err)
 		}
+	}
+	return nil
+}
+
+// shimSockets is where shims have their sockets, whoever's containerd starts them (containerd's defaults.DefaultStateDir).
+const shimSockets = "/run/containerd/s"
+
+// shimSocket is the path of a sandbox's, as containerd's package shim makes it.
+func shimSocket(containerd, sandbox string) string {
+	sum := sha256.Sum256([]byte(filepath.Join(containerd, criNamespace, sandbox)))
+	return filepath.Join(shimSockets, hex.EncodeToString(sum[:]))
+}
+
+// removeShimSocket removes what is left of the socket of a removed sandbox: Kata's shim never does, and a shim that was
+// killed cannot.
+func (e *Engine) removeShimSocket(sandbox string) error {
+	if e.cfg.TaskDir == "" {
+		return nil // that containerd is its operator's
+	}
+	if err := os.Remove(shimSocket(e.cfg.Socket, sandbox)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove shim's socket: %w", err)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -50,6 +51,37 @@ func TestKillDuringStart(t *testing.T) {
 	}
 }
 
+// The engine ends while containerd starts a container: the start goes on without it, and the container runs once.
+func TestEngineEndsDuringStart(t *testing.T) {
+	b := newBench(t)
+	for class := range b.cfg.Handlers {
+		t.Run(string(class), func(t *testing.T) {
+			var all []*cis.Instance
+			for n := range 5 {
+				in := instance(class, shell("main", "echo began; sleep 1; echo done"))
+				in.Spec.RestartPolicy = corev1.RestartPolicyNever
+				all = append(all, b.ensure(in))
+				for b.starting.Load() == 0 && b.sink.last(in.ID).Phase != cis.Running && t.Context().Err() == nil {
+					time.Sleep(time.Millisecond)
+				}
+				time.Sleep(time.Duration(n) * 20 * time.Millisecond) // at another moment of it each time
+				b.stop()
+				live := slices.DeleteFunc(slices.Clone(all), func(in *cis.Instance) bool { return b.sink.last(in.ID).Phase.Final() })
+				b.restart(live...)
+			}
+			for _, in := range all {
+				st := b.sink.waitPhase(t, in.ID, cis.Succeeded)
+				if st.Incarnation != 1 || st.Containers[0].RestartCount != 0 {
+					t.Errorf("%+v", st)
+				}
+				if got := b.logText(in.ID, "main"); got != "began\ndone\n" {
+					t.Errorf("log %q", got)
+				}
+			}
+		})
+	}
+}
+
 // A server on the loopback interface of a runc sandbox can be reached; a port where nobody listens is an error.
 func TestPortForwardLoopback(t *testing.T) {
 	b := newBench(t)
@@ -78,7 +110,14 @@ func TestPortForwardLoopback(t *testing.T) {
 // Attaching to a container reads its output from now on and writes to its input.
 func TestAttach(t *testing.T) {
 	b := newBench(t)
-	in := instance(cis.Runc, shell("main", "read line; echo got $line; sleep 1; exit 0"))
+	for class := range b.cfg.Handlers {
+		t.Run(string(class), func(t *testing.T) { b.attaches(t, class) })
+	}
+}
+
+func (b *bench) attaches(t *testing.T, class cis.SandboxClass) {
+	t.Helper()
+	in := instance(class, shell("main", "read line; echo got $line; sleep 1; exit 0"))
 	in.Spec.RestartPolicy = corev1.RestartPolicyNever
 	in.Spec.Containers[0].Stdin, in.Spec.Containers[0].StdinOnce = true, true
 	b.ensure(in)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 
 	"cumulet.io/cis"
@@ -35,6 +36,8 @@ type Factory struct {
 	Sandbox cis.SandboxClass
 	// Slow multiplies every time-out; 0 means 1.
 	Slow float64
+	// AtOnce is how many cases run at a time; 0 means 1. With more, the engines of all cases live side by side.
+	AtOnce int
 	// Around, when set, calls run with what each case needs around it, as synctest.Test.
 	Around func(t *testing.T, run func(*testing.T))
 	// Skip names cases that the engine's surroundings do not allow, with the reason that is printed. One without a reason is
@@ -42,7 +45,7 @@ type Factory struct {
 	Skip map[string]string
 }
 
-// Run runs the suite, each case a subtest with an engine of its own, one after the other.
+// Run runs the suite, each case a subtest with an engine of its own. It returns when all have ended.
 func Run(t *testing.T, f Factory) {
 	if f.Shell == nil {
 		f.Shell = func(script string) []string { return []string{"sh", "-c", script} }
@@ -56,17 +59,23 @@ func Run(t *testing.T, f Factory) {
 	if f.Slow == 0 {
 		f.Slow = 1
 	}
+	var cases errgroup.Group // for its limit: a subtest keeps its failure to itself
+	cases.SetLimit(max(1, f.AtOnce))
 	for _, c := range slices.Concat(lifeCases(), containerCases(), accessCases(), troubleCases()) {
 		if why, skip := f.Skip[c.name]; skip && why == "" {
 			continue
 		}
-		t.Run(c.name, func(t *testing.T) {
-			if why, skip := f.Skip[c.name]; skip {
-				t.Skip(why)
-			}
-			f.Around(t, func(t *testing.T) { c.run(start(t, f)) })
+		cases.Go(func() error {
+			t.Run(c.name, func(t *testing.T) {
+				if why, skip := f.Skip[c.name]; skip {
+					t.Skip(why)
+				}
+				f.Around(t, func(t *testing.T) { c.run(start(t, f)) })
+			})
+			return nil
 		})
 	}
+	_ = cases.Wait() // no error, as above
 }
 
 // Names are the names of all cases, in their order.

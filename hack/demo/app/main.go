@@ -3,6 +3,7 @@
 //	app serve [--addr :8080]     answers HTTP with who and where it is, logs each request and a tick a second
 //	app work --lines N           prints N numbered lines and ends (a Job)
 //	app env NAME…                prints environment variables and ends
+//	app cat FILE…                prints files and ends
 //	app size                     prints the terminal's rows and columns, and again when they change
 //	app stamp                    prints the nanosecond in which it began, then sleeps: what start benchmarks measure
 //
@@ -56,6 +57,17 @@ func run(args []string) error {
 	case "env":
 		for _, name := range fs.Args() {
 			fmt.Printf("%s=%s\n", name, os.Getenv(name))
+		}
+		return nil
+	case "cat":
+		for _, name := range fs.Args() {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			if _, err := os.Stdout.Write(text); err != nil {
+				return err
+			}
 		}
 		return nil
 	case "size":

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -17,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"cumulet.io/hack/kata/agent/inside"
 )
 
 func TestSettings(t *testing.T) {
@@ -214,5 +217,27 @@ func TestRecover(t *testing.T) {
 	_, err := a.Recover(t.Context(), nil, &ttrpc.UnaryServerInfo{FullMethod: "x"}, func(context.Context, func(any) error) (any, error) { panic("oh") })
 	if status.Code(err) != codes.Internal {
 		t.Error(err)
+	}
+}
+
+// A process that is killed before it is its program is an error, also when it had read nothing of its job: its socket then
+// ends with ECONNRESET.
+func TestPrepareEnded(t *testing.T) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{socket: ours}
+	defer p.close()
+	if err := json.NewEncoder(ours).Encode("not read"); err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	n, err := p.readSocket(make([]byte, 512))
+	if n != 0 || !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	if err := p.prepare(inside.Job{Process: &pb.Process{}}); err == nil {
+		t.Error("a process that has ended is prepared")
 	}
 }

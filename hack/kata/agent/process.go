@@ -206,8 +206,11 @@ func (p *process) readSocket(b []byte) (int, error) {
 	if err == nil && n == 0 && len(b) > 0 {
 		err = io.EOF
 	}
-	if err != nil || oobn == 0 {
-		return n, err
+	if err != nil {
+		return 0, err // n is -1 then
+	}
+	if oobn == 0 {
+		return n, nil
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil {

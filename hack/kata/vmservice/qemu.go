@@ -28,13 +28,14 @@ var kernelParams = []string{
 func (v *vm) qemuArgs(taps []tap, firstTap int) []string {
 	c := &v.service.config
 	memory := strconv.Itoa(v.memory)
-	cpu := "max"
+	// What is translated is kept in as many MiB of the sandbox's memory.
+	cpu, accel := "max", "tcg,tb-size=64"
 	if c.Accel == "kvm" {
-		cpu = "host"
+		cpu, accel = "host", c.Accel
 	}
 	args := []string{
 		c.QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "cumulet-" + dirName(v.id),
-		"-machine", "q35,accel=" + c.Accel + ",sata=off,smbus=off,usb=off,graphics=off,hpet=off,memory-backend=ram",
+		"-machine", "q35,sata=off,smbus=off,usb=off,graphics=off,hpet=off,memory-backend=ram", "-accel", accel,
 		"-cpu", cpu, "-smp", strconv.Itoa(v.cpus), "-m", memory + "M",
 		// virtiofsd and the socket device work in the machine's memory.
 		"-object", "memory-backend-memfd,id=ram,share=on,size=" + memory + "M",

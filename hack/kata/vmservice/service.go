@@ -43,7 +43,7 @@ type Config struct {
 	StateDir  string // of the machines: sockets, logs; absolute, emptied by Run
 	QEMU      string // qemu-system-x86_64
 	Virtiofsd string // QEMU's own, of version 7.2
-	Kernel    string // vmlinuz
+	Kernel    string // vmlinuz, or vmlinux with a PVH entry
 	Initrd    string // with kata-agent as /init
 	Accel     string // "tcg" or "kvm"
 	MemoryMiB int    // of a machine, where its request says none
@@ -81,7 +81,8 @@ type Service struct {
 	config Config
 	log    *slog.Logger
 	ctx    context.Context // of Run
-	sweeps sync.WaitGroup  // what is to be done after a shim was killed
+	// watches are those for shims' ends, and what is to be done after one.
+	watches sync.WaitGroup
 
 	mu   sync.Mutex
 	vms  map[string]*vm
@@ -124,7 +125,7 @@ func Run(ctx context.Context, c Config) error {
 	s.log.Info("serving", "socket", c.Socket)
 	err = s.accept(ctx, l)
 	s.stopAll()
-	s.sweeps.Wait()
+	s.watches.Wait()
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -259,6 +260,7 @@ func (p *peer) CreateVM(_ context.Context, r *pb.CreateVMRequest) (*pb.CreateVMR
 		return nil, err
 	}
 	p.vms[r.Id] = v
+	p.watches.Go(v.watchShim)
 	v.log.Info("created", "shim", v.shim, "netns", v.netns, "memoryMiB", v.memory, "cpus", v.cpus)
 	return &pb.CreateVMResponse{AgentSocketPath: v.path(agentSocket)}, nil
 }
@@ -302,6 +304,7 @@ func (s *Service) remove(v *vm) error {
 		return nil
 	}
 	delete(s.vms, v.id)
+	v.shimFD.Close()
 	return removeDir(v.dir)
 }
 

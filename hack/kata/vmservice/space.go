@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// space is an operating system thread in a shim's mount namespace, in which a
-// machine's mounts are made and its processes are started. Nothing that is
+// space is an operating system thread in a shim's mount namespace and cgroups, in
+// which a machine's mounts are made and its processes are started. Nothing that is
 // mounted there is seen elsewhere, and all of it is gone with the last process:
 // with the shim, or, because each child is to be killed with the thread that
 // started it, with this service.
@@ -28,7 +28,7 @@ func enterSpace(pid int) (*space, error) {
 	go func() {
 		defer close(s.done)
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		if err := enterMounts(pid); err != nil {
+		if err := errors.Join(enterMounts(pid), joinCgroups(pid)); err != nil {
 			ready <- err
 			return
 		}
@@ -38,7 +38,7 @@ func enterSpace(pid int) (*space, error) {
 		}
 	}()
 	if err := <-ready; err != nil {
-		return nil, fmt.Errorf("enter the mount namespace of the shim %d: %w", pid, err)
+		return nil, fmt.Errorf("enter the space of the shim %d: %w", pid, err)
 	}
 	return s, nil
 }

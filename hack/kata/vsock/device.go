@@ -269,9 +269,12 @@ func (d *Device) handle(p packet) error {
 	if len(d.outgoing) > maxOutgoing {
 		return errFlood
 	}
+	if p.srcCID != GuestCID || p.dstCID != HostCID {
+		return nil // there is nobody else here: as the kernel's own device, no answer
+	}
 	k := key{host: p.dstPort, guest: p.srcPort}
 	s := d.streams[k]
-	if p.kind != typeStream || p.srcCID != GuestCID || p.dstCID != HostCID || s == nil {
+	if p.kind != typeStream || s == nil {
 		return d.stranger(k, p)
 	}
 	s.peerBuffer, s.peerConsumed = p.buffer, p.consumed

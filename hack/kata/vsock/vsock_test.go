@@ -289,6 +289,24 @@ func TestAccept(t *testing.T) {
 	}
 }
 
+// What a guest sends to others than the host gets no answer, and nobody.
+func TestOtherAddress(t *testing.T) {
+	g := newGuest(t)
+	g.d.Handle(7, func(s *Stream) { s.Close(); t.Error("another's stream was taken") })
+	for _, p := range []packet{
+		{srcCID: GuestCID, dstCID: GuestCID + 1}, {srcCID: GuestCID + 1, dstCID: HostCID}, {srcCID: GuestCID, dstCID: GuestCID},
+	} {
+		p.kind, p.op, p.srcPort, p.dstPort, p.buffer = typeStream, OpRequest, 5, 7, 10
+		if err := g.d.handle(p); err != nil {
+			t.Error(err)
+		}
+	}
+	g.must(packet{srcPort: 1, dstPort: 8, op: OpRequest})
+	if p := g.want(OpReset); p.dstPort != 1 {
+		t.Errorf("before that there was %+v", p)
+	}
+}
+
 // A guest that sends and never receives is cut off before it has filled memory.
 func TestFlood(t *testing.T) {
 	g := newGuest(t)

@@ -18,6 +18,8 @@ type Targets struct {
 	Kernel string
 	// Files are paths of the machine: of sockets, of other orgs' volumes and logs, of a secret.
 	Socket, Volume, Log, Secret string
+	// Container is a container of another instance, by its id in containerd.
+	Container string
 	// Abstract is an abstract unix socket of the machine.
 	Abstract string
 	// Key is the description of a key in root's keyring of the machine.
@@ -82,6 +84,7 @@ func All() []Attempt {
 	var all []Attempt
 	all = append(all, kernel()...)
 	all = append(all, files()...)
+	all = append(all, machines()...)
 	return append(all, network()...)
 }
 

@@ -69,43 +69,82 @@ func discard(dir string) error {
 var ErrNoPipe = errors.New("the container's pipes are not where containerd puts them")
 
 // Divert has the shim of a container that has been made and not been started write to the files in dir. stateDir is the
-// CRI service's state directory. The returned function puts containerd's own pipes back in place, for after the start:
-// the shim opens its outputs then, and never again. Without that call a containerd that is started again would read the
-// files, too, to no effect.
-func Divert(stateDir, id, dir string) (restore func() error, err error) {
-	var pipes []string
+// CRI service's state directory. Restore puts containerd's own pipes back in place, for after the start: the shim opens
+// its outputs then, and never again. Without that a containerd that is started again would read the files, too, to no
+// effect.
+func Divert(stateDir, id, dir string) error {
+	n := 0
 	for _, s := range streams() {
-		found, err := filepath.Glob(filepath.Join(stateDir, "containers", id, "io", "*", id+"-"+string(s)))
+		pipes, err := find(stateDir, id, s)
 		if err != nil {
-			return nil, fmt.Errorf("divert output: %w", err)
+			return fmt.Errorf("divert output: %w", err)
 		}
-		for _, p := range found {
-			var st unix.Stat_t
-			if err := unix.Lstat(p, &st); err != nil {
-				return nil, fmt.Errorf("divert output: %s: %w", p, err)
+		for _, p := range pipes {
+			ok, err := is(p, unix.S_IFIFO)
+			if err == nil && !ok {
+				err = ErrNoPipe
 			}
-			if st.Mode&unix.S_IFMT != unix.S_IFIFO {
-				return nil, fmt.Errorf("divert output: %s: %w", p, ErrNoPipe)
+			if err != nil {
+				return fmt.Errorf("divert output: %s: %w", p, err)
 			}
-			pipes = append(pipes, p)
 			if err := replace(p, filepath.Join(dir, string(s))); err != nil {
-				return nil, fmt.Errorf("divert output: %w", err)
+				return fmt.Errorf("divert output: %w", err)
 			}
+			n++
 		}
 	}
-	if len(pipes) == 0 {
-		return nil, fmt.Errorf("divert output of container %s: %w", id, ErrNoPipe)
+	if n == 0 {
+		return fmt.Errorf("divert output of container %s: %w", id, ErrNoPipe)
 	}
-	return func() error {
-		var errs []error
+	return nil
+}
+
+// Diverted tells whether all outputs of a container are diverted, and Restore has not been called since.
+func Diverted(stateDir, id string) bool {
+	n := 0
+	for _, s := range streams() {
+		pipes, err := find(stateDir, id, s)
+		if err != nil {
+			return false
+		}
+		for _, p := range pipes {
+			if ok, err := is(p, unix.S_IFLNK); err != nil || !ok {
+				return false
+			}
+			n++
+		}
+	}
+	return n > 0
+}
+
+// Restore takes Divert back, as far as it has come; where nothing is diverted it does nothing.
+func Restore(stateDir, id string) error {
+	var errs []error
+	for _, s := range streams() {
+		pipes, err := find(stateDir, id, s)
+		if err != nil {
+			return fmt.Errorf("put pipes back: %w", err)
+		}
 		for _, p := range pipes {
 			// containerd may have removed both with a container that ended at once.
 			if err := os.Rename(aside(p), p); err != nil && !errors.Is(err, os.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("put pipe back: %w", err))
 			}
 		}
-		return errors.Join(errs...)
-	}, nil
+	}
+	return errors.Join(errs...)
+}
+
+// find gives where containerd has the pipe of a stream; a terminal has no second one.
+func find(stateDir, id string, s logs.Stream) ([]string, error) {
+	return filepath.Glob(filepath.Join(stateDir, "containers", id, "io", "*", id+"-"+string(s)))
+}
+
+// is tells whether a path is a file of that type itself.
+func is(path string, fileType uint32) (bool, error) {
+	var st unix.Stat_t
+	err := unix.Lstat(path, &st)
+	return err == nil && st.Mode&unix.S_IFMT == fileType, err
 }
 
 // replace puts a link to a file where a pipe is, in one step; the pipe itself, which containerd has open, goes aside.

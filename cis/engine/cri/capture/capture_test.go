@@ -294,16 +294,21 @@ func TestDivert(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(io, 0o700), Prepare(dir)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Divert(state, "abc", dir); !errors.Is(err, ErrNoPipe) {
+	if err := Divert(state, "abc", dir); !errors.Is(err, ErrNoPipe) {
 		t.Errorf("without pipes: %v", err)
 	}
 	pipe := filepath.Join(io, "abc-stdout")
 	if err := unix.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	restore, err := Divert(state, "abc", dir)
-	if err != nil {
+	if Diverted(state, "abc") {
+		t.Error("diverted without Divert")
+	}
+	if err := Divert(state, "abc", dir); err != nil {
 		t.Fatal(err)
+	}
+	if !Diverted(state, "abc") {
+		t.Error("not diverted")
 	}
 	write(t, func() *os.File {
 		w, err := os.OpenFile(pipe, os.O_WRONLY|os.O_APPEND, 0)
@@ -313,8 +318,13 @@ func TestDivert(t *testing.T) {
 		t.Cleanup(func() { w.Close() })
 		return w
 	}(), "hello\n")
-	if err := restore(); err != nil {
-		t.Fatal(err)
+	for range 2 { // the second time for nothing
+		if err := Restore(state, "abc"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if Diverted(state, "abc") {
+		t.Error("diverted after Restore")
 	}
 	if st, err := os.Lstat(pipe); err != nil || st.Mode()&os.ModeNamedPipe == 0 {
 		t.Errorf("%v %v", st, err)

@@ -64,7 +64,7 @@ func parse(args []string) (options, error) {
 	f := flag.NewFlagSet("kata-vmservice", flag.ContinueOnError)
 	f.StringVar(&c.Socket, "socket", "", "Unix socket to serve at: remote_hypervisor_socket of Kata's configuration")
 	f.StringVar(&c.StateDir, "state", "", "directory of the machines, with a short path; its content is removed at start")
-	f.StringVar(&c.Kernel, "kernel", "", "kernel of the machines (vmlinuz)")
+	f.StringVar(&c.Kernel, "kernel", "", "kernel of the machines (vmlinuz, or vmlinux with a PVH entry)")
 	f.StringVar(&c.Initrd, "initrd", "", "initial ramdisk of the machines, with the agent")
 	f.StringVar(&c.QEMU, "qemu", "/usr/bin/qemu-system-x86_64", "QEMU")
 	f.StringVar(&c.Virtiofsd, "virtiofsd", "/usr/lib/qemu/virtiofsd", "virtiofsd of QEMU 7.2")
