@@ -47,6 +47,11 @@ test-kata: ## Class kata in full, with virtual machines by emulation: all of the
 kata-kills: ## kill -9 of virtual machines and all that is about them, and what is left then (CUMULET_SEED, CUMULET_KATA_KILLS)
 	@hack/tools.sh >/dev/null && CUMULET_KATA_KILLS=$(or $(CUMULET_KATA_KILLS),100) CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./cis/engine/cri -run TestKataKills -v -count=1 -timeout 90m
 
+.PHONY: test-kata-host
+test-kata-host: ## Kata with QEMU and KVM, as in production, in a host that is emulated (KATAHOST="-run NAME -v")
+	@hack/tools.sh debian-runtime containerd cni images debian-kata kata-shim kata-host
+	@PATH="$$(hack/tools.sh --print-bin):$$PATH" go run ./hack/katahost $(KATAHOST)
+
 .PHONY: bench
 bench: ## Benchmarks, each a ratio to a peer or to the bare mechanism in the same run
 	@hack/bench.sh

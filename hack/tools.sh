@@ -7,7 +7,8 @@
 #   hack/tools.sh NAME...      some of: debian-runtime debian-test containerd
 #                              cni gvisor devcluster filebeat helm versitygw
 #                              oidcprovider lint images debian-kata kata-shim kata,
-#                              and for the benchmarks alone: distribution
+#                              for the benchmarks alone: distribution
+#                              and for make test-kata-host alone: kata-host
 #   hack/tools.sh --print-bin  print the directory of the built binaries
 #   hack/tools.sh --print-cache
 #                              print the cache directory
@@ -22,6 +23,7 @@
 #     bin/                       symlinks to the current binaries
 #     images/                    symlinks to the current image archives
 #     kata/                      symlinks to the current guest kernel and initrd
+#     kata-host/                 symlinks to the current emulated host
 #     logs/NAME.log              the last build's output
 #
 # A version is pinned in one place: the go.mod of the tool's own module
@@ -32,8 +34,8 @@ hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$hack")
 cache=${CUMULET_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/cumulet}
 all=(debian-runtime containerd cni gvisor devcluster filebeat helm versitygw oidcprovider debian-test images debian-kata kata-shim kata lint)
-# What the benchmarks measure against; everything is not these.
-bench=(distribution)
+# What the benchmarks measure against, and what make test-kata-host alone needs; everything is not these.
+extra=(distribution kata-host)
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 die() { printf 'tools.sh: %s\n' "$*" >&2; exit 1; }
@@ -121,7 +123,7 @@ debian() {
 
 # version_of NAME: the pinned version of the tool, from its module's go.mod.
 version_of() {
-	local module
+	local module home=$1
 	case $1 in
 	containerd) module=github.com/containerd/containerd/v2 ;;
 	cni) module=github.com/containernetworking/plugins ;;
@@ -132,19 +134,21 @@ version_of() {
 	versitygw) module=github.com/versity/versitygw ;;
 	oidcprovider) module=github.com/zitadel/oidc/v3 ;;
 	lint) module=github.com/golangci/golangci-lint/v2 ;;
+	kata-host) home=kata module=github.com/kata-containers/kata-containers/src/runtime ;;
 	kata | kata-shim) module=github.com/kata-containers/kata-containers/src/runtime ;;
 	distribution) module=github.com/distribution/distribution/v3 ;;
 	images) echo v1 && return ;;
 	*) die "unknown tool $1; known: ${all[*]}" ;;
 	esac
-	awk -v m="$module" '$1 == "require" { $1 = ""; $0 = $0 } $1 == m && $2 ~ /^v/ { print $2; exit }' "$hack/$1/go.mod"
+	awk -v m="$module" '$1 == "require" { $1 = ""; $0 = $0 } $1 == m && $2 ~ /^v/ { print $2; exit }' "$hack/$home/go.mod"
 }
 
 # inputs_of NAME: the files that decide what the build makes.
 inputs_of() {
 	case $1 in
+	kata-host) inputs_of kata && find "$hack/kata/host" -type f ! -name '*_test.go' \( -name '*.go' -o -name '*.toml' \) ;;
 	images) find "$hack/image" "$root/cmd/pause" -type f -name '*.go' ! -name '*_test.go' && echo /bin/busybox ;;
-	*) find "$hack/$1" -type f ! -name '*_test.go' \( -name '*.go' -o -name 'go.???' -o -name '*.patch' -o -name '*.yaml' \) ;;
+	*) find "$hack/$1" -type f ! -name '*_test.go' ! -path "$hack/kata/host/*" \( -name '*.go' -o -name 'go.???' -o -name '*.patch' -o -name '*.yaml' \) ;;
 	esac
 }
 
@@ -152,6 +156,7 @@ inputs_of() {
 hash_of() {
 	{
 		declare -f "build_$1" go_build
+		case $1 in kata | kata-host) declare -f debian_kernel ;; esac
 		echo "$goversion"
 		inputs_of "$1" | LC_ALL=C sort | while read -r f; do
 			printf '%s ' "${f#"$root"/}"
@@ -242,25 +247,60 @@ build_kata-shim() {
 }
 
 # The VM service, and what its VMs boot: Debian's kernel for virtual machines and
-# an initrd of our agent and that kernel's modules. The package is unpacked, not
-# installed: this machine keeps its own kernel.
+# an initrd of our agent and that kernel's modules.
 build_kata() {
 	cd "$hack/kata"
-	local b=$1/.src deb kernel
-	mkdir -p "$b/deb"
+	local b=$1/.src kernel
+	mkdir -p "$b"
 	go_build "$1" -ldflags "-s -w" ./cmd/kata-vmservice
 	go_build "$b" -ldflags "-s -w" ./cmd/kata-agent ./cmd/mkinitrd ./cmd/mkkernel
-	deb=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends:/ { print $2; exit }')
-	if [[ -z $deb ]] || ! (cd "$b/deb" && apt-get download -q "$deb"); then
-		apt-get update -q
-		deb=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends:/ { print $2; exit }')
-		(cd "$b/deb" && apt-get download -q "$deb")
-	fi
-	dpkg-deb -x "$b"/deb/*.deb "$b/root"
-	kernel=${deb#linux-image-}
-	PATH=$PATH:/usr/sbin:/sbin depmod -b "$b/root" "$kernel"
+	debian_kernel "$b"
 	"$b/mkkernel" -o "$1/vmlinux" "$b/root/boot/vmlinuz-$kernel"
 	"$b/mkinitrd" -agent "$b/kata-agent" -modules "$b/root/lib/modules/$kernel" -o "$1/initrd.img"
+	rm -rf "$b"
+}
+
+# debian_kernel DIR: downloads Debian's kernel for virtual machines and unpacks it
+# to DIR/root; leaves its release in $kernel. It is not installed: this machine
+# keeps its own kernel.
+debian_kernel() {
+	local deb
+	mkdir -p "$1/deb"
+	deb=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends:/ { print $2; exit }')
+	if [[ -z $deb ]] || ! (cd "$1/deb" && apt-get download -q "$deb"); then
+		apt-get update -q
+		deb=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends:/ { print $2; exit }')
+		(cd "$1/deb" && apt-get download -q "$deb")
+	fi
+	dpkg-deb -x "$1"/deb/*.deb "$1/root"
+	kernel=${deb#linux-image-}
+	PATH=$PATH:/usr/sbin:/sbin depmod -b "$1/root" "$kernel"
+}
+
+# The emulated host of make test-kata-host: its kernel with all modules, an initrd
+# to boot it with, and a release of Kata as far as there is one to build: the
+# configuration for QEMU by Kata's own Makefile, a guest kernel, an initrd with
+# our agent.
+build_kata-host() {
+	cd "$hack/kata"
+	local b=$1/.src release=$1/release p=github.com/kata-containers/kata-containers/src/runtime kernel
+	mkdir -p "$b" "$release"/bin "$release"/libexec "$release"/share/{kata-containers,defaults/kata-containers/config.d}
+	go_build "$b" -ldflags "-s -w" ./cmd/mkinitrd ./host/cmd/host-init ./host/cmd/guest-init
+	go_build "$release/libexec" -ldflags "-s -w" ./host/cmd/virtiofsd
+	debian_kernel "$b"
+	cp "$b/root/boot/vmlinuz-$kernel" "$1/vmlinuz"
+	cp -r "$b/root/lib/modules/$kernel" "$1/modules"
+	"$b/mkinitrd" -agent "$b/host-init" -modules "$1/modules" -o "$1/initrd.img"
+	ln -s /usr/bin/qemu-system-x86_64 "$release/bin/"
+	cp "$1/vmlinuz" "$release/share/kata-containers/vmlinux.container"
+	"$b/mkinitrd" -agent "$b/guest-init" -modules "$1/modules" -o "$release/share/kata-containers/kata-containers-initrd.img"
+	cp -r "$(go list -m -f '{{.Dir}}' $p)" "$b/kata"
+	chmod -R u+w "$b/kata"
+	echo "$2" >"$b/kata/VERSION"
+	touch "$b/kata/.git-commit"
+	make -C "$b/kata" PREFIX=/opt/kata SKIP_GO_VERSION_CHECK=y config/configuration-qemu.toml
+	cp "$b/kata/config/configuration-qemu.toml" "$release/share/defaults/kata-containers/"
+	cp "$hack/kata/host/emulated.toml" "$release/share/defaults/kata-containers/config.d/"
 	rm -rf "$b"
 }
 
@@ -325,6 +365,7 @@ publish() {
 		link_into "$cache/bin" "$2/kata-vmservice"
 		link_into "$cache/kata" "$2/vmlinux" "$2/initrd.img"
 		;;
+	kata-host) link_into "$cache/kata-host" "$2"/* ;;
 	*) link_into "$cache/bin" "$2"/* ;;
 	esac
 }
@@ -359,7 +400,7 @@ build() {
 # prune removes every build that no symlink leads to.
 prune() {
 	local dir current
-	current=$(find "$cache/bin" "$cache/images" "$cache/kata" -type l -printf '%l\n' 2>/dev/null)
+	current=$(find "$cache/bin" "$cache/images" "$cache/kata" "$cache/kata-host" -type l -printf '%l\n' 2>/dev/null)
 	for dir in "$cache"/tools/*/; do
 		dir=${dir%/}
 		[[ $current == *"/${dir##*/}/"* || ! -d $dir ]] || { echo "removing ${dir##*/}" && rm -rf "$dir"; }
@@ -424,7 +465,7 @@ for arg in "$@"; do
 	-h | --help) usage && exit ;;
 	-*) die "unknown option $arg (see --help)" ;;
 	*)
-		[[ " ${all[*]} ${bench[*]} " == *" $arg "* ]] || die "unknown tool $arg; known: ${all[*]} ${bench[*]}"
+		[[ " ${all[*]} ${extra[*]} " == *" $arg "* ]] || die "unknown tool $arg; known: ${all[*]} ${extra[*]}"
 		names+=("$arg")
 		;;
 	esac

@@ -181,6 +181,8 @@ type APIKey struct {
 
 // Identity is who a person is at an OpenID provider.
 type Identity struct {
+	// Provider is what the registry calls the provider, "" when it is not configured any more.
+	Provider string `json:"provider,omitempty"`
 	// Issuer is the provider, Subject the person there, who never changes.
 	Issuer  string `json:"issuer"`
 	Subject string `json:"subject"`

@@ -71,8 +71,11 @@ func (o Options) kataFinding(ctx context.Context, handler, config string) Findin
 		f.Checks = append(f.Checks, o.dial(ctx, "VM service", "unix", read.Socket, "start the service that remote_hypervisor_socket names"))
 	} else {
 		f.Checks = append(f.Checks, o.cpu(), o.kvm())
-		if read.Hypervisor == "" || read.Hypervisor == "qemu" { // the others bring a socket device of their own
+		if read.Hypervisor == "" || read.Hypervisor == "qemu" { // the others bring such devices of their own
 			f.Checks = append(f.Checks, o.device("dev/vhost-vsock", "modprobe vhost_vsock"))
+			if !read.WithoutVhostNet {
+				f.Checks = append(f.Checks, o.device("dev/vhost-net", "modprobe vhost_net, or disable_vhost_net = true in Kata's configuration"))
+			}
 		}
 	}
 	f.Checks = append(f.Checks, o.runs(ctx, kataShim, "install Kata Containers"), configured)

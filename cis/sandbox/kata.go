@@ -24,19 +24,23 @@ type KataConfig struct {
 	Files map[string]string
 	// Socket is where the remote driver's service listens.
 	Socket string
+	// WithoutVhostNet has the QEMU driver do without the kernel's network back end, which it needs otherwise.
+	WithoutVhostNet bool
 	// Annotations are the patterns of annotations that the file lets a pod set.
 	Annotations []string
 }
 
-// kataDriver is the hypervisor's section.
+// kataDriver is the hypervisor's section. What a file does not name is nil: a drop-in may well make a setting empty, as the
+// image of who has an initrd.
 type kataDriver struct {
-	Path        string   `toml:"path"`
-	Kernel      string   `toml:"kernel"`
-	Image       string   `toml:"image"`
-	Initrd      string   `toml:"initrd"`
-	SharedFS    string   `toml:"shared_fs"`
-	Virtiofsd   string   `toml:"virtio_fs_daemon"`
-	Socket      string   `toml:"remote_hypervisor_socket"`
+	Path        *string  `toml:"path"`
+	Kernel      *string  `toml:"kernel"`
+	Image       *string  `toml:"image"`
+	Initrd      *string  `toml:"initrd"`
+	SharedFS    *string  `toml:"shared_fs"`
+	Virtiofsd   *string  `toml:"virtio_fs_daemon"`
+	Socket      *string  `toml:"remote_hypervisor_socket"`
+	NoVhostNet  *bool    `toml:"disable_vhost_net"`
 	Annotations []string `toml:"enable_annotations"`
 }
 
@@ -72,30 +76,42 @@ func ReadKataConfig(path string) (KataConfig, error) {
 	}
 	var c KataConfig
 	for name, d := range drivers {
-		c = KataConfig{Hypervisor: name, Socket: d.Socket, Annotations: d.Annotations, Files: map[string]string{}}
-		for what, file := range map[string]string{"hypervisor": d.Path, "guest kernel": d.Kernel, "guest image": d.Image, "guest initrd": d.Initrd} {
-			if file != "" {
-				c.Files[what] = file
-			}
+		c = KataConfig{Hypervisor: name, Socket: value(d.Socket), Annotations: d.Annotations, Files: map[string]string{},
+			WithoutVhostNet: d.NoVhostNet != nil && *d.NoVhostNet}
+		files := map[string]*string{"hypervisor": d.Path, "guest kernel": d.Kernel, "guest image": d.Image, "guest initrd": d.Initrd}
+		if value(d.SharedFS) != "none" {
+			files["virtiofsd"] = d.Virtiofsd
 		}
-		if d.Virtiofsd != "" && d.SharedFS != "none" {
-			c.Files["virtiofsd"] = d.Virtiofsd
+		for what, file := range files {
+			if value(file) != "" {
+				c.Files[what] = *file
+			}
 		}
 	}
 	return c, nil
 }
 
 func merge(a, b kataDriver) kataDriver {
-	for _, f := range []struct{ to, from *string }{{&a.Path, &b.Path}, {&a.Kernel, &b.Kernel}, {&a.Image, &b.Image}, {&a.Initrd, &b.Initrd},
+	for _, f := range []struct{ to, from **string }{{&a.Path, &b.Path}, {&a.Kernel, &b.Kernel}, {&a.Image, &b.Image}, {&a.Initrd, &b.Initrd},
 		{&a.SharedFS, &b.SharedFS}, {&a.Virtiofsd, &b.Virtiofsd}, {&a.Socket, &b.Socket}} {
-		if *f.from != "" {
+		if *f.from != nil {
 			*f.to = *f.from
 		}
+	}
+	if b.NoVhostNet != nil {
+		a.NoVhostNet = b.NoVhostNet
 	}
 	if b.Annotations != nil {
 		a.Annotations = b.Annotations
 	}
 	return a
+}
+
+func value(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
 }
 
 // KataOptions are the operator's choices beside a configuration file.

@@ -92,7 +92,7 @@ func TestReportJSON(t *testing.T) {
 
 func TestHost(t *testing.T) {
 	const vmx = "processor: 0\nflags\t\t: fpu vmx sse\n"
-	kata := map[string]string{"proc/cpuinfo": vmx, "dev/kvm": "device", "dev/vhost-vsock": "device", "bin/containerd-shim-kata-v2": "", "kata.toml": qemuConfig,
+	kata := map[string]string{"proc/cpuinfo": vmx, "dev/kvm": "device", "dev/vhost-vsock": "device", "dev/vhost-net": "device", "bin/containerd-shim-kata-v2": "", "kata.toml": qemuConfig,
 		"opt/qemu": "", "opt/vmlinux": "", "dev/log": "socket"}
 	gvisor := map[string]string{"bin/runsc": "", "bin/containerd-shim-runsc-v1": ""}
 	runc := map[string]string{"bin/runc": "", "bin/containerd-shim-runc-v2": ""}
@@ -127,6 +127,10 @@ func TestHost(t *testing.T) {
 		{name: "no device", files: all(kata, map[string]string{"dev/kvm": "a file"}), asked: cis.Kata, err: "/dev/kvm: not a device"},
 		{name: "what Kata's configuration names is not there", files: all(kata, map[string]string{"kata.toml": strings.Replace(qemuConfig, "vmlinux", "gone", 1)}),
 			asked: cis.Kata, err: "guest kernel: missing: /opt/gone"},
+		{name: "a drop-in makes a setting empty", files: all(kata, map[string]string{"kata.toml": qemuConfig + "image = '/opt/none'\n",
+			"config.d/own.toml": "[hypervisor.qemu]\nimage = ''\n"}), want: cis.Kata},
+		{name: "no network back end", files: without(kata, "dev/vhost-net"), asked: cis.Kata, err: "/dev/vhost-net: missing (modprobe vhost_net"},
+		{name: "a configuration that does without", files: all(without(kata, "dev/vhost-net"), map[string]string{"kata.toml": qemuConfig + "disable_vhost_net = true\n"}), want: cis.Kata},
 		{name: "a configuration that is none", files: all(kata, map[string]string{"kata.toml": "[hypervisor"}), asked: cis.Kata, err: "Kata configuration: read Kata's configuration"},
 		{name: "a VM service needs no KVM", files: map[string]string{"bin/containerd-shim-kata-v2": "", "dev/log": "socket", "vm.stream": "socket",
 			"kata.toml": "[hypervisor.remote]\nremote_hypervisor_socket = '/vm.stream'\n"}, want: cis.Kata},
@@ -168,7 +172,7 @@ func without(files map[string]string, name string) map[string]string {
 
 // Each org's hypervisor has its own configuration and handler; the first finding is what the class means to the others.
 func TestHypervisors(t *testing.T) {
-	o := host(t, map[string]string{"proc/cpuinfo": "flags : vmx\n", "dev/kvm": "device", "dev/vhost-vsock": "device", "dev/log": "socket",
+	o := host(t, map[string]string{"proc/cpuinfo": "flags : vmx\n", "dev/kvm": "device", "dev/vhost-vsock": "device", "dev/vhost-net": "device", "dev/log": "socket",
 		"bin/containerd-shim-kata-v2": "", "opt/qemu": "", "opt/vmlinux": "", "opt/clh": "",
 		"qemu.toml": qemuConfig, "clh.toml": "[hypervisor.clh]\npath = '/opt/clh'\n", "fc.toml": "[hypervisor.firecracker]\npath = '/opt/fc'\n"})
 	o.KataConfigs, o.Hypervisor, o.OwnContainerd = map[string]string{"qemu": "qemu.toml", "clh": "clh.toml", "fc": "fc.toml"}, "qemu", true

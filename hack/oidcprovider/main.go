@@ -3,11 +3,13 @@
 //
 //	oidcprovider -listen 127.0.0.1:9998 -client cumulet -secret SECRET -redirect URL -users users.json
 //
-// The issuer is http:// and the address. It says "serving" on standard output when it listens.
+// The issuer is http:// and the address. It says "serving" on standard output when it listens. The Groups of a user, which
+// the example does not have, are read from the file whenever they are asked for.
 package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -22,6 +24,7 @@ import (
 
 	"github.com/zitadel/oidc/v3/example/server/exampleop"
 	"github.com/zitadel/oidc/v3/example/server/storage"
+	"github.com/zitadel/oidc/v3/pkg/oidc"
 	"github.com/zitadel/oidc/v3/pkg/op"
 )
 
@@ -50,7 +53,7 @@ func run(ctx context.Context, listen, client, secret, redirect, users string) er
 			return err
 		}
 	}
-	handler := exampleop.SetupServer(issuer, storage.NewStorage(people), slog.New(slog.NewTextHandler(io.Discard, nil)), false,
+	handler := exampleop.SetupServer(issuer, &grouped{storage.NewStorage(people), users}, slog.New(slog.NewTextHandler(io.Discard, nil)), false,
 		op.WithAllowInsecure())
 	l, err := net.Listen("tcp", listen)
 	if err != nil {
@@ -68,4 +71,29 @@ func run(ctx context.Context, listen, client, secret, redirect, users string) er
 		defer cancel()
 		return errors.Join(server.Shutdown(ctx))
 	}
+}
+
+// grouped adds the claim groups.
+type grouped struct {
+	*storage.Storage
+	file string
+}
+
+// SetUserinfoFromToken implements op.OPStorage: what the userinfo endpoint answers.
+func (g *grouped) SetUserinfoFromToken(ctx context.Context, info *oidc.UserInfo, tokenID, subject, origin string) error {
+	if err := g.Storage.SetUserinfoFromToken(ctx, info, tokenID, subject, origin); err != nil || g.file == "" {
+		return err
+	}
+	text, err := os.ReadFile(g.file)
+	if err != nil {
+		return err
+	}
+	users := map[string]struct{ Groups any }{}
+	if err := json.Unmarshal(text, &users); err != nil {
+		return err
+	}
+	if groups := users[subject].Groups; groups != nil {
+		info.AppendClaims("groups", groups)
+	}
+	return nil
 }

@@ -20,25 +20,23 @@ import (
 	"time"
 )
 
+// OpenID is a running OpenID provider.
+type OpenID struct {
+	// Issuer is its URL.
+	Issuer string
+	t      testing.TB
+	file   string
+}
+
 // OpenIDProvider starts an OpenID provider with one client, id "cumulet" and secret "secret", that may redirect to a
-// URL, and gives its issuer. users are its people, by email address, which is their user name, too: their subject, "!"
-// before it when the address is not verified. Their password is "secret".
-func OpenIDProvider(t testing.TB, redirect string, users map[string]string) (issuer string) {
+// URL. users are its people, by email address, which is their user name, too: their subject, "!" before it when the
+// address is not verified, and behind it their groups. Their password is "secret".
+func OpenIDProvider(t testing.TB, redirect string, users map[string]string) *OpenID {
 	t.Helper()
 	program := Tool(t, "oidcprovider")
-	list := map[string]any{}
-	for email, id := range users {
-		id, unverified := strings.CutPrefix(id, "!")
-		list[id] = map[string]any{"ID": id, "Username": email, "Password": "secret", "Email": email, "EmailVerified": !unverified, "PreferredLanguage": "en"}
-	}
-	text, err := json.Marshal(list)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(t.TempDir(), "users.json")
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	o := &OpenID{t: t, file: filepath.Join(t.TempDir(), "users.json")}
+	o.SetGroups(users)
+	file := o.file
 	cmd := exec.Command(program, "-listen", fmt.Sprintf("127.0.0.1:%d", FreePort(t)), "-redirect", redirect, "-users", file)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -55,7 +53,30 @@ func OpenIDProvider(t testing.TB, redirect string, users map[string]string) (iss
 	if err != nil || !strings.HasPrefix(line, "serving ") {
 		t.Fatalf("the OpenID provider said %q, %v", line, err)
 	}
-	return strings.TrimSpace(strings.TrimPrefix(line, "serving "))
+	o.Issuer = strings.TrimSpace(strings.TrimPrefix(line, "serving "))
+	return o
+}
+
+// SetGroups changes the groups of its people; what else users say is of the start.
+func (o *OpenID) SetGroups(users map[string]string) {
+	o.t.Helper()
+	list := map[string]any{}
+	for email, text := range users {
+		words := strings.Fields(text)
+		id, unverified := strings.CutPrefix(words[0], "!")
+		one := map[string]any{"ID": id, "Username": email, "Password": "secret", "Email": email, "EmailVerified": !unverified, "PreferredLanguage": "en"}
+		if len(words) > 1 {
+			one["Groups"] = words[1:]
+		}
+		list[id] = one
+	}
+	text, err := json.Marshal(list)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	if err := os.WriteFile(o.file, text, 0o600); err != nil {
+		o.t.Fatal(err)
+	}
 }
 
 // Browser is a person's, with cookies of its own and, behind a proxy that is believed, an address of its own.
@@ -113,12 +134,16 @@ func Input(t testing.TB, page, name string) string {
 	return m[1]
 }
 
-// Confirm opens the registry's login page and confirms the code: the answer is the provider's login page.
-func (b *Browser) Confirm(uri string) (*http.Response, string) {
+// Confirm opens the registry's login page and confirms the code with the first provider there, or the one of a name:
+// the answer is the provider's login page.
+func (b *Browser) Confirm(uri string, provider ...string) (*http.Response, string) {
 	b.t.Helper()
 	_, form := b.Send(http.MethodGet, uri, nil)
 	action, _, _ := strings.Cut(uri, "?")
-	return b.Send(http.MethodPost, action, url.Values{"token": {Input(b.t, form, "token")}, "code": {Input(b.t, form, "code")}}, "Sec-Fetch-Site", "same-origin")
+	if len(provider) == 0 {
+		provider = []string{Input(b.t, form, "provider")}
+	}
+	return b.Send(http.MethodPost, action, url.Values{"token": {Input(b.t, form, "token")}, "code": {Input(b.t, form, "code")}, "provider": provider}, "Sec-Fetch-Site", "same-origin")
 }
 
 // Credentials sends user name and password to the provider's login page.
@@ -129,10 +154,10 @@ func (b *Browser) Credentials(at *http.Response, page, user string) (*http.Respo
 	return b.Send(http.MethodPost, action.String(), url.Values{"id": {Input(b.t, page, "id")}, "username": {user}, "password": {"secret"}})
 }
 
-// LogIn goes all the way from the registry's login page, as a user of the provider, and gives the last page.
-func (b *Browser) LogIn(uri, user string) (status int, page string) {
+// LogIn goes all the way from the registry's login page, as a user of the provider (see Confirm), and gives the last page.
+func (b *Browser) LogIn(uri, user string, provider ...string) (status int, page string) {
 	b.t.Helper()
-	at, form := b.Confirm(uri)
+	at, form := b.Confirm(uri, provider...)
 	resp, last := b.Credentials(at, form, user)
 	return resp.StatusCode, last
 }

@@ -33,11 +33,13 @@ var migrations embed.FS
 // MediaType is of a chart's archive.
 const MediaType = "application/gzip"
 
-// Space is what charts share with files: quota and garbage.
+// Space is what charts share with files: quota, what is being stored, and garbage.
 type Space interface {
 	// Room tells how many bytes may be stored in a repository; ErrExhausted when length is more.
 	Room(ctx context.Context, repository string, length int64) (int64, error)
-	// Garbage has content released when the transaction is committed; Collect does it soon.
+	// Hold stores content under an owner's name that was never used before, for a row to claim.
+	Hold(ctx context.Context, owner string, src io.Reader) (*files.Content, error)
+	// Garbage has content that a row held released when the transaction is committed; Collect does it soon.
 	Garbage(ctx context.Context, tx *sql.Tx, owner string, d digest.Digest) error
 	Collect(ctx context.Context)
 }
@@ -188,20 +190,18 @@ func (s *Store) Store(ctx context.Context, u Upload) (c *Chart, made bool, err e
 	if err != nil {
 		return nil, false, fmt.Errorf("store chart: %w", err)
 	}
-	owner := ownerPrefix + id.String()
-	sum, size, err := s.cfg.Blobs.Put(ctx, owner, spool)
+	held, err := s.cfg.Space.Hold(ctx, ownerPrefix+id.String(), spool)
 	if err != nil {
 		return nil, false, fmt.Errorf("store chart: %w", err)
 	}
 	drop := func(err error) error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
-		defer cancel()
-		return errors.Join(err, s.cfg.Blobs.Release(ctx, owner, sum))
+		held.Drop(ctx)
+		return err
 	}
 	if len(u.Prov) > 0 {
 		name, version, of, err := parseProv(u.Prov)
-		if err == nil && (name != m.Name || version != m.Version || of != sum) {
-			err = problem.Invalid("prov", "must be of this archive, which is "+sum.String(), of)
+		if err == nil && (name != m.Name || version != m.Version || of != held.Digest) {
+			err = problem.Invalid("prov", "must be of this archive, which is "+held.Digest.String(), of)
 		}
 		if err != nil {
 			return nil, false, drop(err)
@@ -210,9 +210,9 @@ func (s *Store) Store(ctx context.Context, u Upload) (c *Chart, made bool, err e
 	if err := s.cfg.Directory.Pushed(ctx, u.Repository, u.Account); err != nil {
 		return nil, false, drop(fmt.Errorf("store chart: %w", err))
 	}
-	c = &Chart{Entry: Entry{Metadata: *m, Digest: sum.Encoded(), Created: s.cfg.Now().UTC(), URLs: []string{fileName(m.Name, m.Version)}},
-		Size: size, CreatedBy: u.Account, owner: owner}
-	there, err := s.commit(ctx, u, c)
+	c = &Chart{Entry: Entry{Metadata: *m, Digest: held.Digest.Encoded(), Created: s.cfg.Now().UTC(), URLs: []string{fileName(m.Name, m.Version)}},
+		Size: held.Size, CreatedBy: u.Account, owner: held.Owner}
+	there, err := s.commit(ctx, u, c, held)
 	if err != nil {
 		return nil, false, drop(err)
 	}
@@ -245,7 +245,7 @@ func (s *Store) bump(ctx context.Context, tx *sql.Tx, repository, name string) e
 }
 
 // commit makes content a chart. It gives the chart that was there with the same archive, nil when there was none.
-func (s *Store) commit(ctx context.Context, u Upload, c *Chart) (there *Chart, err error) {
+func (s *Store) commit(ctx context.Context, u Upload, c *Chart, held *files.Content) (there *Chart, err error) {
 	org, err := registry.SplitRepository("repository", u.Repository)
 	if err != nil {
 		return nil, err
@@ -256,6 +256,9 @@ func (s *Store) commit(ctx context.Context, u Upload, c *Chart) (there *Chart, e
 	}
 	err = s.cfg.DB.InTx(ctx, func(tx *sql.Tx) error {
 		if err := s.bump(ctx, tx, u.Repository, c.Name); err != nil {
+			return err
+		}
+		if err := held.Claim(ctx, tx); err != nil {
 			return err
 		}
 		old, err := s.chart(ctx, tx, u.Repository, c.Name, c.Version)

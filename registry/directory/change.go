@@ -19,24 +19,45 @@ func (s *Store) change(ctx context.Context, e *registry.AuditEntry, f func(*sql.
 	if e.Detail == nil {
 		e.Detail = map[string]string{}
 	}
-	var event *registry.Event
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+	return s.changes(ctx, func(tx *sql.Tx) ([]*registry.AuditEntry, error) {
 		if err := f(tx); err != nil || e.Action == "" {
+			return nil, err
+		}
+		return []*registry.AuditEntry{e}, nil
+	})
+}
+
+// changes is change with any number of entries, which f gives.
+func (s *Store) changes(ctx context.Context, f func(*sql.Tx) ([]*registry.AuditEntry, error)) error {
+	var events []registry.Event
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		entries, err := f(tx)
+		if err != nil {
 			return err
 		}
 		actor := registry.ActorFrom(ctx)
-		e.Actor, e.Address = cmp.Or(e.Actor, actor.Name), cmp.Or(e.Address, actor.Address)
-		if err := s.insertAudit(ctx, tx, *e); err != nil {
-			return err
+		for _, e := range entries {
+			e.Actor, e.Address = cmp.Or(e.Actor, actor.Name), cmp.Or(e.Address, actor.Address)
+			if err := s.insertAudit(ctx, tx, *e); err != nil {
+				return err
+			}
+			event, err := s.enqueue(ctx, tx, *e)
+			if err != nil {
+				return err
+			}
+			if event != nil {
+				events = append(events, *event)
+			}
 		}
-		var err error
-		event, err = s.enqueue(ctx, tx, *e)
-		return err
+		return nil
 	})
-	if err == nil && event != nil {
-		s.emit(ctx, *event)
+	if err != nil {
+		return err
 	}
-	return err
+	for _, event := range events {
+		s.emit(ctx, event)
+	}
+	return nil
 }
 
 // announced tells whether a kind of change is a member event.

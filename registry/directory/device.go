@@ -46,9 +46,9 @@ type DeviceLogin struct {
 type BrowserLogin struct {
 	// Code is the person's; Link the account to which the identity is to be linked, "" for a login.
 	Code, Link string
-	// Nonce and Verifier are of the request to the provider (OpenID Connect, RFC 7636).
-	Nonce, Verifier string
-	device          string
+	// Provider is whom the browser was sent to; Nonce and Verifier are of that request (OpenID Connect, RFC 7636).
+	Provider, Nonce, Verifier string
+	device                    string
 }
 
 // newCode makes a user code of 34 random bits.
@@ -146,8 +146,8 @@ func (s *Store) BeginBrowser(ctx context.Context, code, browser, state string, b
 	if err := s.mayTryCode(ctx); err != nil {
 		return err
 	}
-	res, err := s.db.ExecContext(ctx, s.db.Q(`UPDATE registry_device_logins SET state = ?, browser = ?, nonce = ?, verifier = ?
-		WHERE code = ? AND outcome = '' AND created > ?`), hashSecret(state), hashSecret(browser), b.Nonce, b.Verifier,
+	res, err := s.db.ExecContext(ctx, s.db.Q(`UPDATE registry_device_logins SET state = ?, browser = ?, provider = ?, nonce = ?, verifier = ?
+		WHERE code = ? AND outcome = '' AND created > ?`), hashSecret(state), hashSecret(browser), b.Provider, b.Nonce, b.Verifier,
 		hashSecret(normalCode(code)), s.now().Add(-DeviceLife).UnixNano())
 	if err != nil {
 		return fmt.Errorf("begin login: %w", err)
@@ -164,9 +164,9 @@ func (s *Store) BeginBrowser(ctx context.Context, code, browser, state string, b
 func (s *Store) EndBrowser(ctx context.Context, browser, state string) (*BrowserLogin, error) {
 	var b BrowserLogin
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		err := tx.QueryRowContext(ctx, s.db.Q(`SELECT device, link, nonce, verifier FROM registry_device_logins
+		err := tx.QueryRowContext(ctx, s.db.Q(`SELECT device, link, provider, nonce, verifier FROM registry_device_logins
 			WHERE state = ? AND browser = ? AND outcome = '' AND created > ?`), hashSecret(state), hashSecret(browser), s.now().Add(-DeviceLife).UnixNano()).
-			Scan(&b.device, &b.Link, &b.Nonce, &b.Verifier)
+			Scan(&b.device, &b.Link, &b.Provider, &b.Nonce, &b.Verifier)
 		if errors.Is(err, sql.ErrNoRows) {
 			return problem.New(problem.ErrNotFound, "this browser has no login under way here, or it has expired: begin again")
 		}

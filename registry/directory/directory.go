@@ -50,8 +50,9 @@ type Store struct {
 	cost HashCost
 	now  func() time.Time
 	// decoy is checked in place of a missing account's hash, so that both take as long.
-	decoy    string
-	throttle *throttle
+	decoy string
+	// tracked is maxTracked.
+	tracked int
 	// hashing bounds how many passwords are hashed at once, and with it memory.
 	hashing chan struct{}
 	// stripes let one client's tries at one name pass one at a time.
@@ -85,7 +86,7 @@ func Open(ctx context.Context, db *sqldb.DB, cfg Config) (*Store, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	s := &Store{db: db, cost: cfg.Cost, now: cfg.Now, hashing: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))),
+	s := &Store{db: db, cost: cfg.Cost, now: cfg.Now, tracked: maxTracked, hashing: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))),
 		quota: cfg.Quota, auditRetention: cmp.Or(cfg.AuditRetention, 365*24*time.Hour), outbox: cfg.Outbox, log: cfg.Logger}
 	for i := range s.stripes {
 		s.stripes[i] = make(chan struct{}, 1)
@@ -98,9 +99,6 @@ func Open(ctx context.Context, db *sqldb.DB, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open directory: %w", err)
 	}
 	if s.proven, err = lru.New[string, proof](maxProven); err != nil {
-		return nil, fmt.Errorf("open directory: %w", err)
-	}
-	if s.throttle, err = newThrottle(cfg.Now); err != nil {
 		return nil, fmt.Errorf("open directory: %w", err)
 	}
 	if s.codeTries, err = simplelru.NewLRU[string, *bucket](maxAddresses, nil); err != nil {

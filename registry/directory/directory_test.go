@@ -66,6 +66,8 @@ func TestDirectory(t *testing.T) {
 			"robots":           testRobots,
 			"API keys":         testAPIKeys,
 			"device logins":    testDeviceLogins,
+			"groups":           testGroups,
+			"catalog":          testCatalog,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, empty(t)) })
 		}
@@ -400,121 +402,6 @@ func conformance(t *testing.T, empty func(testing.TB) string) {
 	again := openStore(t, db, clk.now)
 	if _, err := again.Repository(ctx, "acme/a"); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestThrottle(t *testing.T) {
-	clk := &clock{t: time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)}
-	s := openStore(t, sqldbtest.Open(t, sqldbtest.SQLite(t)), clk.now)
-	ctx := t.Context()
-	if err := s.CreateAccount(ctx, registry.Account{Name: "ann", Kind: registry.Person}, "pass-of-ann"); err != nil {
-		t.Fatal(err)
-	}
-	try := func(name, password, client string) (string, time.Duration) {
-		t.Helper()
-		_, err := s.Authenticate(ctx, name, password, client)
-		var p *problem.Error
-		switch {
-		case err == nil:
-			return "in", 0
-		case errors.Is(err, problem.ErrUnauthenticated):
-			return "wrong", 0
-		case errors.Is(err, problem.ErrExhausted) && errors.As(err, &p):
-			return "wait", p.RetryAfter
-		}
-		t.Fatal(err)
-		return "", 0
-	}
-	if got, _ := try("ann", "pass-of-ann", "home"); got != "in" {
-		t.Fatal(got)
-	}
-	// A name that does not exist is throttled like one that does.
-	for _, name := range []string{"ann", "nobody"} {
-		for i := range freeFailures {
-			if got, _ := try(name, "guess", "evil"); got != "wrong" {
-				t.Fatalf("%s: guess %d: %s", name, i, got)
-			}
-		}
-		for _, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second} {
-			got, wait := try(name, "pass-of-ann", "evil") // a right guess does not get in either
-			if got != "wait" || wait != want {
-				t.Errorf("%s: %s %s, want to wait %s", name, got, wait, want)
-			}
-			clk.advance(wait)
-			if got, _ := try(name, "guess", "evil"); got != "wrong" {
-				t.Errorf("%s: after the wait: %s", name, got)
-			}
-		}
-	}
-	if got, _ := try("ann", "pass-of-ann", "home"); got != "in" {
-		t.Errorf("the owner, from elsewhere: %s", got)
-	}
-	// Guessing from many addresses slows strangers down, not those who have been in.
-	for i := range nameFailures {
-		try("ann", "guess", fmt.Sprint("bot", i))
-	}
-	if got, wait := try("ann", "guess", "another bot"); got != "wait" || wait > nameWait {
-		t.Errorf("a further bot: %s %s", got, wait)
-	}
-	if got, _ := try("ann", "pass-of-ann", "home"); got != "in" {
-		t.Errorf("the owner at home: %s", got)
-	}
-	clk.advance(failureMemory + time.Second)
-	if got, _ := try("ann", "pass-of-ann", "evil"); got != "in" {
-		t.Errorf("after a quiet while: %s", got)
-	}
-}
-
-// A tenant that shares its address with a platform component cannot lock that component out.
-func TestServiceIsNotLockedOut(t *testing.T) {
-	s := openStore(t, sqldbtest.Open(t, sqldbtest.SQLite(t)), nil)
-	ctx := t.Context()
-	account := registry.Account{Name: "kubelet", Kind: registry.Service, Platform: []string{"node"}}
-	if err := s.CreateAccount(ctx, account, "short-password"); !errors.Is(err, problem.ErrInvalid) {
-		t.Errorf("a service with a short password: %v", err)
-	}
-	if err := s.CreateAccount(ctx, account, "a-password-that-nobody-types"); err != nil {
-		t.Fatal(err)
-	}
-	for range nameFailures + freeFailures {
-		if _, err := s.Authenticate(ctx, "kubelet", "guess", "10.0.0.1"); !errors.Is(err, problem.ErrUnauthenticated) {
-			t.Fatal(err)
-		}
-	}
-	for range 2 {
-		if _, err := s.Authenticate(ctx, "kubelet", "a-password-that-nobody-types", "10.0.0.1"); err != nil {
-			t.Error(err)
-		}
-	}
-	if err := s.SetPassword(ctx, "kubelet", "another-password-of-some-length"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Authenticate(ctx, "kubelet", "a-password-that-nobody-types", "10.0.0.1"); !errors.Is(err, problem.ErrUnauthenticated) {
-		t.Errorf("the old password, though it was just right: %v", err)
-	}
-}
-
-func TestParallelGuessesAreCounted(t *testing.T) {
-	s := openStore(t, sqldbtest.Open(t, sqldbtest.SQLite(t)), nil)
-	if err := s.CreateAccount(t.Context(), registry.Account{Name: "ann", Kind: registry.Person}, "pass-of-ann"); err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var tried int
-	for i := range 100 {
-		wg.Go(func() {
-			_, err := s.Authenticate(context.Background(), "ann", fmt.Sprint("guess", i), "evil")
-			if errors.Is(err, problem.ErrUnauthenticated) {
-				mu.Lock()
-				tried++
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
-	if tried > freeFailures+2 { // a second may pass
-		t.Errorf("%d guesses at once were tried, want %d", tried, freeFailures)
 	}
 }
 

@@ -73,7 +73,11 @@ func (s *Store) LinkIdentity(ctx context.Context, i registry.Identity) error {
 }
 
 func identityEntry(action string, i registry.Identity) *registry.AuditEntry {
-	return &registry.AuditEntry{Action: action, Target: "account/" + i.Account, Detail: map[string]string{"issuer": i.Issuer, "subject": i.Subject, "email": i.Email}}
+	e := &registry.AuditEntry{Action: action, Target: "account/" + i.Account, Detail: map[string]string{"issuer": i.Issuer, "subject": i.Subject, "email": i.Email}}
+	if i.Provider != "" {
+		e.Detail["provider"] = i.Provider
+	}
+	return e
 }
 
 func (s *Store) insertIdentity(ctx context.Context, tx *sql.Tx, i registry.Identity) error {
@@ -107,26 +111,36 @@ func (s *Store) SignUp(ctx context.Context, i registry.Identity, org string, rol
 	})
 }
 
-// UnlinkIdentity takes an identity from an account; ErrConflict when the account would have no way to log in.
+// UnlinkIdentity takes an identity from an account with what its groups gave; ErrConflict when the account would have
+// no way to log in.
 func (s *Store) UnlinkIdentity(ctx context.Context, account, issuer, subject string) error {
-	e := identityEntry("identity.unlink", registry.Identity{Account: account, Issuer: issuer, Subject: subject})
-	return s.change(ctx, e, func(tx *sql.Tx) error {
-		if _, err := s.lockAccount(ctx, tx, account); err != nil {
-			return err
+	i := registry.Identity{Account: account, Issuer: issuer, Subject: subject}
+	return s.changes(ctx, func(tx *sql.Tx) ([]*registry.AuditEntry, error) {
+		if err := s.unlink(ctx, tx, i); err != nil {
+			return nil, err
 		}
-		res, err := tx.ExecContext(ctx, s.db.Q(`DELETE FROM registry_identities WHERE account = ? AND issuer = ? AND subject = ?`), account, issuer, subject)
-		if err := oneRow(res, err, "there is no such identity: %q", subject); err != nil {
-			return err
-		}
-		var hash string
-		var left int
-		if err := tx.QueryRowContext(ctx, s.db.Q(`SELECT password, (SELECT count(*) FROM registry_identities WHERE account = name)
-			FROM registry_accounts WHERE name = ?`), account).Scan(&hash, &left); err != nil {
-			return fmt.Errorf("unlink identity: %w", err)
-		}
-		if hash == "" && left == 0 {
-			return problem.New(problem.ErrConflict, "the account would have no way to log in: set a password first")
-		}
-		return s.revokeAll(ctx, tx, account)
+		g := &groups{s: s, tx: tx, identity: i, entries: []*registry.AuditEntry{identityEntry("identity.unlink", i)}}
+		_, err := g.setAll(ctx, nil)
+		return g.entries, err
 	})
+}
+
+func (s *Store) unlink(ctx context.Context, tx *sql.Tx, i registry.Identity) error {
+	if _, err := s.lockAccount(ctx, tx, i.Account); err != nil {
+		return err
+	}
+	res, err := tx.ExecContext(ctx, s.db.Q(`DELETE FROM registry_identities WHERE account = ? AND issuer = ? AND subject = ?`), i.Account, i.Issuer, i.Subject)
+	if err := oneRow(res, err, "there is no such identity: %q", i.Subject); err != nil {
+		return err
+	}
+	var hash string
+	var left int
+	if err := tx.QueryRowContext(ctx, s.db.Q(`SELECT password, (SELECT count(*) FROM registry_identities WHERE account = name)
+		FROM registry_accounts WHERE name = ?`), i.Account).Scan(&hash, &left); err != nil {
+		return fmt.Errorf("unlink identity: %w", err)
+	}
+	if hash == "" && left == 0 {
+		return problem.New(problem.ErrConflict, "the account would have no way to log in: set a password first")
+	}
+	return s.revokeAll(ctx, tx, i.Account)
 }

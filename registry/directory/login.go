@@ -54,11 +54,12 @@ func (s *Store) Authenticate(ctx context.Context, name, password, client string)
 		return nil, err
 	}
 	defer func() { <-stripe }()
-	mayTry := func() error {
-		if service {
-			return nil
+	var pair attempts
+	mayTry := func() (err error) {
+		if !service {
+			pair, err = s.mayTry(ctx, name, client)
 		}
-		return s.mayTry(name, client)
+		return err
 	}
 	if err := mayTry(); err != nil {
 		return nil, err
@@ -70,11 +71,19 @@ func (s *Store) Authenticate(ctx context.Context, name, password, client string)
 		}
 	}
 	if !ok || account == nil {
-		s.throttle.failed(name, client)
+		if !service {
+			if err := s.failed(ctx, name, client); err != nil {
+				return nil, err
+			}
+		}
 		return nil, wrongPassword()
 	}
 	s.prove(name, password, hash)
-	s.throttle.succeeded(name, client)
+	if !service {
+		if err := s.succeeded(ctx, name, client, pair); err != nil {
+			return nil, err
+		}
+	}
 	if account.Disabled {
 		return nil, disabled()
 	}
@@ -83,14 +92,6 @@ func (s *Store) Authenticate(ctx context.Context, name, password, client string)
 
 func wrongPassword() error {
 	return problem.New(problem.ErrUnauthenticated, "the user name or the password is wrong")
-}
-
-func (s *Store) mayTry(name, client string) error {
-	if wait := s.throttle.wait(name, client); wait > 0 {
-		return &problem.Error{Class: problem.ErrExhausted, RetryAfter: wait,
-			Detail: "too many failed logins: wait before the next"}
-	}
-	return nil
 }
 
 // digest is what is remembered of a password and the hash that it was checked against.

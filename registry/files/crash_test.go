@@ -50,11 +50,27 @@ func serveChild(dir, addr string) error {
 	if err != nil {
 		return err
 	}
-	s, err := New(ctx, Config{DB: db, Blobs: region, Directory: noDirectory{}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	var blobs Blobs = region
+	if os.Getenv(childDies) != "" {
+		blobs = deadly{region}
+	}
+	s, err := New(ctx, Config{DB: db, Blobs: blobs, Directory: noDirectory{}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		return err
 	}
 	return http.ListenAndServe(addr, NewHandler(s, anyone{})) //nolint:gosec // a test's own client
+}
+
+// waitFor waits until a child listens.
+func waitFor(t *testing.T, addr string) {
+	t.Helper()
+	testenv.Eventually(t, 30*time.Second, func() error {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			err = c.Close()
+		}
+		return err
+	})
 }
 
 // A server that is killed again and again loses nothing that it has acknowledged: stored files stay, an upload goes on
@@ -143,13 +159,7 @@ func TestKill(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		testenv.Eventually(t, 30*time.Second, func() error {
-			c, err := net.Dial("tcp", addr)
-			if err == nil {
-				err = c.Close()
-			}
-			return err
-		})
+		waitFor(t, addr)
 		for path, text := range acknowledged {
 			if resp, body, err := do("GET", path, nil); err != nil || string(body) != text {
 				t.Errorf("%s is lost: %v %v", path, resp, err)

@@ -30,7 +30,7 @@ type Blobs interface {
 	Put(ctx context.Context, owner string, src io.Reader) (digest.Digest, int64, error)
 	// Open reads from an offset on; ErrNotFound where there is none. The caller closes the reader.
 	Open(ctx context.Context, d digest.Digest, offset int64) (io.ReadCloser, error)
-	// Release ends owner's hold; no error when there is none.
+	// Release ends owner's hold, with "" all that owner holds; no error when there is none.
 	Release(ctx context.Context, owner string, d digest.Digest) error
 }
 

@@ -64,41 +64,41 @@ func (s *Store) Store(ctx context.Context, p Put, src io.Reader) (f *File, made 
 	if room < s.cfg.MaxBytes {
 		limited.left, limited.err = room, noRoom(p.Repository)
 	}
-	d, size, err := s.cfg.Blobs.Put(ctx, owner, limited)
+	c, err := s.Hold(ctx, owner, limited)
 	if err != nil {
 		if errors.Is(err, problem.ErrExhausted) {
 			s.announceQuota(ctx, p.Repository)
 		}
 		return nil, false, fmt.Errorf("store file: %w", err)
 	}
-	return s.finish(ctx, p, content{owner, d, size})
+	return s.finish(ctx, p, c)
 }
 
 // finish makes content a file, or drops it.
-func (s *Store) finish(ctx context.Context, p Put, c content) (*File, bool, error) {
-	if p.Digest != "" && p.Digest != c.digest {
-		s.drop(ctx, c)
-		return nil, false, problem.Invalid("digest", fmt.Sprintf("must be that of the content, which has %d bytes and %s", c.size, c.digest), p.Digest)
+func (s *Store) finish(ctx context.Context, p Put, c *Content) (*File, bool, error) {
+	if p.Digest != "" && p.Digest != c.Digest {
+		c.Drop(ctx)
+		return nil, false, problem.Invalid("digest", fmt.Sprintf("must be that of the content, which has %d bytes and %s", c.Size, c.Digest), p.Digest)
 	}
-	if p.Length >= 0 && p.Length != c.size {
-		s.drop(ctx, c)
-		return nil, false, problem.Invalid("Content-Length", fmt.Sprintf("must be the length of the content, which has %d bytes", c.size), p.Length)
+	if p.Length >= 0 && p.Length != c.Size {
+		c.Drop(ctx)
+		return nil, false, problem.Invalid("Content-Length", fmt.Sprintf("must be the length of the content, which has %d bytes", c.Size), p.Length)
 	}
 	// The repository is there before the file is.
 	if err := s.cfg.Directory.Pushed(ctx, p.Repository, p.Account); err != nil {
-		s.drop(ctx, c)
+		c.Drop(ctx)
 		return nil, false, fmt.Errorf("store file: %w", err)
 	}
-	f := File{Repository: p.Repository, Path: p.Path, Version: p.Version, Digest: c.digest, Size: c.size, MediaType: p.MediaType,
+	f := File{Repository: p.Repository, Path: p.Path, Version: p.Version, Digest: c.Digest, Size: c.Size, MediaType: p.MediaType,
 		CreatedAt: s.cfg.Now().UTC(), CreatedBy: p.Account}
 	made, err := s.commit(ctx, f, c, p.Replace)
 	if err != nil {
-		s.drop(ctx, c)
+		c.Drop(ctx)
 		return nil, false, err
 	}
 	s.Collect(ctx)
 	if made {
-		return &f, true, s.announcePush(ctx, &f, c.owner)
+		return &f, true, s.announcePush(ctx, &f, c.Owner)
 	}
 	there, err := s.File(ctx, p.Repository, p.Path, p.Version)
 	if err != nil {

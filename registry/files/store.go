@@ -182,32 +182,22 @@ func newOwner() (string, error) {
 	return ownerPrefix + id.String(), nil
 }
 
-// content is stored bytes that no file is made of yet.
-type content struct {
-	owner  string
-	digest digest.Digest
-	size   int64
-}
-
-// Garbage has content released when the transaction is committed.
-func (s *Store) Garbage(ctx context.Context, tx *sql.Tx, owner string, d digest.Digest) error {
-	_, err := tx.ExecContext(ctx, s.cfg.DB.Q(`INSERT INTO registry_file_garbage (owner, digest) VALUES (?, ?) ON CONFLICT (owner) DO NOTHING`), owner, d)
-	return err
-}
-
 // commit makes content a file. replace is the digest of the content that may be replaced, "*" for any, "" for none:
 // another one there is ErrConflict, the same content is kept as it is. made tells whether the file is new or changed.
-func (s *Store) commit(ctx context.Context, f File, c content, replace string) (made bool, err error) {
+func (s *Store) commit(ctx context.Context, f File, c *Content, replace string) (made bool, err error) {
 	org, err := registry.SplitRepository("repository", f.Repository)
 	if err != nil {
 		return false, err
 	}
 	err = s.cfg.DB.InTx(ctx, func(tx *sql.Tx) error {
 		made = false
+		if err := c.Claim(ctx, tx); err != nil {
+			return err
+		}
 		insert := func() (int64, error) {
 			res, err := tx.ExecContext(ctx, s.cfg.DB.Q(`INSERT INTO registry_files (repository, path, version, org, digest, size, media_type, owner, created, created_by)
 				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (repository, path, version) DO NOTHING`),
-				f.Repository, f.Path, f.Version, org, f.Digest, f.Size, f.MediaType, c.owner, f.CreatedAt.UnixNano(), f.CreatedBy)
+				f.Repository, f.Path, f.Version, org, f.Digest, f.Size, f.MediaType, c.Owner, f.CreatedAt.UnixNano(), f.CreatedBy)
 			if err != nil {
 				return 0, err
 			}
@@ -239,14 +229,14 @@ func (s *Store) commit(ctx context.Context, f File, c content, replace string) (
 			return err
 		}
 		if there == f.Digest && (mediaType == f.MediaType || replace == "") {
-			return s.Garbage(ctx, tx, c.owner, c.digest) // stored a second time
+			return s.Garbage(ctx, tx, c.Owner, c.Digest) // stored a second time
 		}
 		if replace == "" {
 			return problem.New(problem.ErrConflict, "%s has other content under version %s: choose another version, or replace it with If-Match", f.Path, f.Version)
 		}
 		res, err := tx.ExecContext(ctx, s.cfg.DB.Q(`UPDATE registry_files SET digest = ?, size = ?, media_type = ?, owner = ?, created = ?, created_by = ?
 			WHERE repository = ? AND path = ? AND version = ? AND owner = ?`),
-			f.Digest, f.Size, f.MediaType, c.owner, f.CreatedAt.UnixNano(), f.CreatedBy, f.Repository, f.Path, f.Version, owner)
+			f.Digest, f.Size, f.MediaType, c.Owner, f.CreatedAt.UnixNano(), f.CreatedBy, f.Repository, f.Path, f.Version, owner)
 		if err != nil {
 			return err
 		}
@@ -316,8 +306,8 @@ func (s *Store) owner(ctx context.Context, f *File) (string, error) {
 func (s *Store) DeleteRepository(ctx context.Context, repository string) error {
 	err := s.cfg.DB.InTx(ctx, func(tx *sql.Tx) error {
 		for _, query := range []string{
-			`INSERT INTO registry_file_garbage (owner, digest) SELECT owner, digest FROM registry_files WHERE repository = ? ON CONFLICT (owner) DO NOTHING`,
-			`INSERT INTO registry_file_garbage (owner, digest) SELECT owner, digest FROM registry_file_parts WHERE upload IN
+			`INSERT INTO registry_file_garbage (owner, digest, due) SELECT owner, digest, 0 FROM registry_files WHERE repository = ? ON CONFLICT (owner) DO NOTHING`,
+			`INSERT INTO registry_file_garbage (owner, digest, due) SELECT owner, digest, 0 FROM registry_file_parts WHERE upload IN
 				(SELECT id FROM registry_file_uploads WHERE repository = ?) ON CONFLICT (owner) DO NOTHING`,
 			`DELETE FROM registry_files WHERE repository = ?`,
 			`DELETE FROM registry_file_uploads WHERE repository = ?`,

@@ -32,6 +32,10 @@ func (s *Store) Sweep(ctx context.Context) error {
 	if err := s.expireUploads(ctx); err != nil {
 		return err
 	}
+	// What a killed process was storing. From here on no row can claim it.
+	if _, err := s.cfg.DB.ExecContext(ctx, s.cfg.DB.Q(`UPDATE registry_file_garbage SET due = 0 WHERE due > 0 AND due < ?`), s.cfg.Now().UnixNano()); err != nil {
+		return fmt.Errorf("find content without a row: %w", err)
+	}
 	return s.release(ctx)
 }
 
@@ -51,42 +55,40 @@ func (s *Store) release(ctx context.Context) error {
 			return err
 		}
 		for _, c := range all {
-			if err := s.cfg.Blobs.Release(ctx, c.owner, c.digest); err != nil {
-				return fmt.Errorf("release %s: %w", c.digest, err)
-			}
-			if _, err := s.cfg.DB.ExecContext(ctx, s.cfg.DB.Q(`DELETE FROM registry_file_garbage WHERE owner = ?`), c.owner); err != nil {
-				return fmt.Errorf("release %s: %w", c.digest, err)
+			if err := s.releaseOne(ctx, c.Owner, c.Digest); err != nil {
+				return err
 			}
 		}
 	}
 }
 
-func (s *Store) someGarbage(ctx context.Context) ([]content, error) {
-	rows, err := s.cfg.DB.QueryContext(ctx, `SELECT owner, digest FROM registry_file_garbage LIMIT 100`)
+func (s *Store) releaseOne(ctx context.Context, owner string, d digest.Digest) error {
+	if err := s.cfg.Blobs.Release(ctx, owner, d); err != nil {
+		return fmt.Errorf("release %s: %w", owner, err)
+	}
+	if _, err := s.cfg.DB.ExecContext(ctx, s.cfg.DB.Q(`DELETE FROM registry_file_garbage WHERE owner = ?`), owner); err != nil {
+		return fmt.Errorf("release %s: %w", owner, err)
+	}
+	return nil
+}
+
+func (s *Store) someGarbage(ctx context.Context) ([]Content, error) {
+	rows, err := s.cfg.DB.QueryContext(ctx, `SELECT owner, digest FROM registry_file_garbage WHERE due = 0 LIMIT 100`)
 	if err != nil {
 		return nil, fmt.Errorf("find garbage: %w", err)
 	}
 	defer rows.Close() //nolint:errcheck // Err tells
-	var out []content
+	var out []Content
 	for rows.Next() {
 		var owner string
 		var d digest.Digest
 		if err := rows.Scan(&owner, &d); err != nil {
 			return nil, fmt.Errorf("find garbage: %w", err)
 		}
-		out = append(out, content{owner: owner, digest: d})
+		out = append(out, Content{Owner: owner, Digest: d})
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("find garbage: %w", err)
 	}
 	return out, nil
-}
-
-// drop releases content that became no file.
-func (s *Store) drop(ctx context.Context, c content) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
-	defer cancel()
-	if err := s.cfg.Blobs.Release(ctx, c.owner, c.digest); err != nil {
-		s.cfg.Logger.WarnContext(ctx, "content of a failed upload stays", "owner", c.owner, "digest", c.digest, "error", err)
-	}
 }

@@ -1,6 +1,7 @@
 package files
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -142,17 +143,16 @@ func (s *Store) appendPart(ctx context.Context, u *Upload, src io.Reader) (int64
 		return 0, err
 	}
 	body := &remembering{r: io.LimitReader(src, min(maxPart, u.Length-u.Offset))}
+	first := make([]byte, 1)
+	if n, _ := io.ReadFull(body, first); n == 0 { //nolint:errcheck // body remembers it
+		return 0, body.err
+	}
 	// A client that goes ends its request's context: what it has sent is kept all the same.
-	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 24*time.Hour)
+	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), holdTime)
 	defer cancel()
-	d, size, err := s.cfg.Blobs.Put(keep, owner, body)
+	c, err := s.Hold(keep, owner, io.MultiReader(bytes.NewReader(first), body))
 	if err != nil {
 		return 0, fmt.Errorf("store part: %w", err)
-	}
-	c := content{owner, d, size}
-	if size == 0 {
-		s.drop(ctx, c)
-		return 0, body.err
 	}
 	expires := s.cfg.Now().Add(s.cfg.UploadTTL).UTC()
 	err = s.cfg.DB.InTx(keep, func(tx *sql.Tx) error {
@@ -176,28 +176,31 @@ func (s *Store) appendPart(ctx context.Context, u *Upload, src io.Reader) (int64
 		if parts >= maxParts {
 			return problem.New(problem.ErrExhausted, "the upload has %d parts: begin another with larger ones", maxParts)
 		}
-		_, err = tx.ExecContext(keep, s.cfg.DB.Q(`INSERT INTO registry_file_parts (upload, start, size, digest, owner) VALUES (?, ?, ?, ?, ?)`), u.ID, u.Offset, size, d, owner)
+		if err := c.Claim(keep, tx); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(keep, s.cfg.DB.Q(`INSERT INTO registry_file_parts (upload, start, size, digest, owner) VALUES (?, ?, ?, ?, ?)`), u.ID, u.Offset, c.Size, c.Digest, c.Owner)
 		return err
 	})
 	if err != nil {
-		s.drop(ctx, c)
+		c.Drop(ctx)
 		return 0, fmt.Errorf("store part: %w", err)
 	}
 	u.ExpiresAt = expires
-	return size, body.err
+	return c.Size, body.err
 }
 
 // parts gives an upload's parts in order.
-func (s *Store) parts(ctx context.Context, id string) ([]content, error) {
+func (s *Store) parts(ctx context.Context, id string) ([]Content, error) {
 	rows, err := s.cfg.DB.QueryContext(ctx, s.cfg.DB.Q(`SELECT owner, digest, size FROM registry_file_parts WHERE upload = ? ORDER BY start`), id)
 	if err != nil {
 		return nil, fmt.Errorf("read parts: %w", err)
 	}
 	defer rows.Close() //nolint:errcheck // Err tells
-	var out []content
+	var out []Content
 	for rows.Next() {
-		var c content
-		if err := rows.Scan(&c.owner, &c.digest, &c.size); err != nil {
+		var c Content
+		if err := rows.Scan(&c.Owner, &c.Digest, &c.Size); err != nil {
 			return nil, fmt.Errorf("read parts: %w", err)
 		}
 		out = append(out, c)
@@ -213,7 +216,7 @@ type joined struct {
 	//nolint:containedctx // a reader takes none
 	ctx   context.Context
 	blobs Blobs
-	parts []content
+	parts []Content
 	open  io.ReadCloser
 	left  int64
 }
@@ -225,11 +228,11 @@ func (j *joined) Read(p []byte) (int, error) {
 			if len(j.parts) == 0 {
 				return 0, io.EOF
 			}
-			r, err := j.blobs.Open(j.ctx, j.parts[0].digest, 0)
+			r, err := j.blobs.Open(j.ctx, j.parts[0].Digest, 0)
 			if err != nil {
 				return 0, fmt.Errorf("read part: %w", err)
 			}
-			j.open, j.left, j.parts = r, j.parts[0].size, j.parts[1:]
+			j.open, j.left, j.parts = r, j.parts[0].Size, j.parts[1:]
 		}
 		n, err := j.open.Read(p)
 		j.left -= int64(n)
@@ -281,7 +284,7 @@ func (s *Store) complete(ctx context.Context, u *Upload) error {
 }
 
 func (s *Store) dropParts(ctx context.Context, tx *sql.Tx, id string) error {
-	if _, err := tx.ExecContext(ctx, s.cfg.DB.Q(`INSERT INTO registry_file_garbage (owner, digest) SELECT owner, digest FROM registry_file_parts WHERE upload = ?
+	if _, err := tx.ExecContext(ctx, s.cfg.DB.Q(`INSERT INTO registry_file_garbage (owner, digest, due) SELECT owner, digest, 0 FROM registry_file_parts WHERE upload = ?
 		ON CONFLICT (owner) DO NOTHING`), id); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package gos
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,8 +21,10 @@ import (
 // ServeBlob answers GET and HEAD of a blob (OCI distribution specification, "Pulling blobs"; ranges by RFC 9110): from a
 // local directory by the kernel, from a store that clients can reach by a redirect, from another region through the
 // spool. The caller has authorised the read. size is the blob's as the caller knows it, negative where it does not: a
-// blob of another size is an error. An error is one of problem's and nothing was written; nil once an answer was begun.
-// An answer that cannot be finished ends short of its Content-Length, which net/http makes a broken connection.
+// blob of another size is an error. Content-Type, Docker-Content-Digest, ETag and Cache-Control are as the caller has set
+// them, which may know the blob by another digest, and else the blob's. An error is one of problem's and nothing was
+// written; nil once an answer was begun. An answer that cannot be finished ends short of its Content-Length, which
+// net/http makes a broken connection.
 func (r *Region) ServeBlob(w http.ResponseWriter, req *http.Request, dgst digest.Digest, size int64) error {
 	ctx := req.Context()
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
@@ -73,7 +76,7 @@ func (r *Region) serveLocal(w http.ResponseWriter, req *http.Request, b *tracker
 		serveContent(w, req, b, f)
 		return true, nil
 	}
-	if p, ok := r.store.(Presigner); ok && !notModified(req, b.Digest) {
+	if p, ok := r.store.(Presigner); ok && !unmodified(w.Header(), req, b.Digest) {
 		u, err := p.Presign(ctx, key, r.cfg.PresignTTL)
 		if err != nil {
 			return false, err
@@ -81,7 +84,7 @@ func (r *Region) serveLocal(w http.ResponseWriter, req *http.Request, b *tracker
 		if u != "" {
 			h := w.Header()
 			h.Set("Location", u)
-			setUnset(h, "Docker-Content-Digest", b.Digest.String())
+			setDefault(h, "Docker-Content-Digest", b.Digest.String())
 			h.Set("Cache-Control", "no-store") // the URL is good for a while only, and for whom it was made
 			h.Set("Content-Length", "0")
 			w.WriteHeader(http.StatusTemporaryRedirect)
@@ -122,24 +125,34 @@ func (r *Region) serveStream(w http.ResponseWriter, req *http.Request, b *tracke
 
 func etag(d digest.Digest) string { return `"` + d.String() + `"` }
 
-func notModified(req *http.Request, d digest.Digest) bool {
-	return req.Header.Get("If-None-Match") == etag(d)
+// unmodified tells whether the client has the blob (RFC 9110, "If-None-Match"): http.ServeContent will say so, and a
+// redirect must not make it fetch the blob again.
+func unmodified(h http.Header, req *http.Request, d digest.Digest) bool {
+	own := cmp.Or(h.Get("Etag"), etag(d))
+	for _, list := range req.Header.Values("If-None-Match") {
+		for tag := range strings.SplitSeq(list, ",") { // no digest has a comma
+			if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == own {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func serveContent(w http.ResponseWriter, req *http.Request, b *tracker.Blob, content io.ReadSeeker) {
 	h := w.Header()
-	h.Set("Content-Type", "application/octet-stream")
-	setUnset(h, "Docker-Content-Digest", b.Digest.String())
-	setUnset(h, "Etag", etag(b.Digest))
-	h.Set("Cache-Control", "private, max-age=31536000, immutable")
+	setDefault(h, "Content-Type", "application/octet-stream")
+	setDefault(h, "Docker-Content-Digest", b.Digest.String())
+	setDefault(h, "Etag", etag(b.Digest))
+	setDefault(h, "Cache-Control", "private, max-age=31536000, immutable")
 	h.Set("X-Content-Type-Options", "nosniff")
 	http.ServeContent(w, req, "", time.Time{}, content)
 }
 
-// setUnset leaves alone what the caller has said: it may know the blob by another digest.
-func setUnset(h http.Header, key, value string) {
-	if h.Get(key) == "" {
-		h.Set(key, value)
+// setDefault leaves alone what the caller has set.
+func setDefault(h http.Header, name, value string) {
+	if h.Get(name) == "" {
+		h.Set(name, value)
 	}
 }
 

@@ -29,14 +29,9 @@ func (r *Region) Put(ctx context.Context, owner string, src io.Reader) (digest.D
 		return "", 0, problem.Invalid("owner", "must not be empty", owner)
 	}
 	digester := digest.Canonical.Digester()
-	// A source's error is the caller's own, as that of a client that has gone: it is not the store's fault.
-	source := &sourceReader{r: io.TeeReader(src, digester.Hash())}
-	object, size, err := r.putObject(ctx, source, -1)
+	object, size, err := r.putObject(ctx, io.TeeReader(src, digester.Hash()), -1)
 	if err != nil {
-		if source.err != nil {
-			return "", 0, fmt.Errorf("store blob: %w", source.err)
-		}
-		return "", 0, err
+		return "", 0, fmt.Errorf("store blob: %w", err)
 	}
 	d := digester.Digest()
 	if err := r.cfg.Tracker.CommitBlob(ctx, d, size, object, owner); err != nil {
@@ -46,6 +41,7 @@ func (r *Region) Put(ctx context.Context, owner string, src io.Reader) (digest.D
 	return d, size, nil
 }
 
+// sourceReader remembers why the source of an object ended.
 type sourceReader struct {
 	r   io.Reader
 	err error
@@ -69,23 +65,28 @@ func (r *Region) Reference(ctx context.Context, owner string, d digest.Digest) e
 	return nil
 }
 
-// Release ends owner's hold on a blob. It is no error when there is none.
+// Release ends owner's hold on a blob, with "" on all that it holds. It is no error when there is none.
 func (r *Region) Release(ctx context.Context, owner string, d digest.Digest) error {
 	err := r.cfg.Tracker.Release(ctx, owner, d)
 	note(ctx, err)
 	return err
 }
 
-// putObject stores an object of this region that the tracker knows as intended. After an error it is garbage.
+// putObject stores an object of this region that the tracker knows as intended. After an error it is garbage. An error of
+// src, as that of a client that has gone or of another region, is given as it is: it is not the store's fault.
 func (r *Region) putObject(ctx context.Context, src io.Reader, size int64) (tracker.Object, int64, error) {
 	o := tracker.Object{Region: r.cfg.Name, Key: NewKey()}
 	if err := r.cfg.Tracker.Intend(ctx, o, r.cfg.Tracker.Now().Add(writeTime)); err != nil {
 		note(ctx, err)
 		return o, 0, err
 	}
-	n, err := r.store.Put(ctx, o.Key, src, size)
+	source := &sourceReader{r: src}
+	n, err := r.store.Put(ctx, o.Key, source, size)
 	if err != nil {
 		r.discard(ctx, o)
+		if source.err != nil {
+			return o, 0, source.err
+		}
 		return o, 0, r.storeFault(ctx, err)
 	}
 	return o, n, nil

@@ -19,8 +19,8 @@ const (
 	catalogMaxPage = 1000
 )
 
-// catalog answers GET /v2/_catalog?n=…&last=… with the repositories of the caller's own orgs (Docker registry HTTP
-// API, "Listing Repositories").
+// catalog answers GET /v2/_catalog?n=…&last=… with the repositories that the caller may pull by a right of its own
+// (Docker registry HTTP API, "Listing Repositories").
 func (r *Registry) catalog(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
 	ctx := req.Context()
@@ -49,27 +49,14 @@ func (r *Registry) catalog(w http.ResponseWriter, req *http.Request) {
 	}
 	n = min(n, catalogMaxPage)
 	names := []string{}
-	more := false
 	if n > 0 {
-		memberships, err := r.cfg.Directory.Memberships(ctx, claims.Subject)
-		if err != nil {
+		var err error
+		if names, err = r.cfg.Directory.Catalog(ctx, claims.Subject, q.Get("last"), n); err != nil {
 			r.failRead(w, req, err)
 			return
 		}
-		orgs := make([]string, 0, len(memberships))
-		for _, m := range memberships {
-			orgs = append(orgs, m.Org)
-		}
-		repositories, err := r.cfg.Directory.Repositories(ctx, orgs, false, q.Get("last"), n)
-		if err != nil {
-			r.failRead(w, req, err)
-			return
-		}
-		for _, repo := range repositories {
-			names = append(names, repo.Name)
-		}
-		more = len(names) == n
 	}
+	more := n > 0 && len(names) == n
 	if more {
 		next := url.Values{"n": {strconv.Itoa(n)}, "last": {names[len(names)-1]}}
 		w.Header().Set("Link", fmt.Sprintf(`</v2/_catalog?%s>; rel="next"`, next.Encode()))

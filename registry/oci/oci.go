@@ -38,8 +38,8 @@ const maxManifestBytes = 4 << 20
 type Directory interface {
 	// Pushed records a push; the first makes the repository, private.
 	Pushed(ctx context.Context, repository, account string) error
-	// Memberships gives an account's orgs.
-	Memberships(ctx context.Context, account string) ([]registry.Membership, error)
+	// Catalog lists the names of the repositories that an account may pull, after a name, in byte order.
+	Catalog(ctx context.Context, account, after string, limit int) ([]string, error)
 	// Repository gives a repository, or an error of class ErrNotFound.
 	Repository(ctx context.Context, name string) (*registry.Repository, error)
 	// Repositories lists the repositories of orgs after a name, in byte order.

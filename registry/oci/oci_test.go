@@ -1,16 +1,24 @@
 package oci
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/distribution/reference"
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/opencontainers/go-digest"
+	"github.com/sirupsen/logrus"
 
 	"cumulet.io/registry/hubtoken"
 )
@@ -68,12 +76,28 @@ func FuzzParseRoute(f *testing.F) {
 }
 
 func FuzzContentRange(f *testing.F) {
-	f.Add("0-1")
-	f.Add("bytes 0-1/2")
-	f.Add("9999999999999999999-1")
-	f.Fuzz(func(t *testing.T, text string) {
-		if contentRange.MatchString(text) && (len(text) > 37 || strings.Count(text, "-") != 1 || strings.ContainsAny(text, " +\n")) {
-			t.Fatalf("%q", text)
+	state := base64.URLEncoding.EncodeToString(append(make([]byte, 32), `{"Name":"a/b","Offset":3}`...))
+	f.Add("3-5", state, int64(3))
+	f.Add("0-2", "", int64(-1))
+	f.Add("bytes 0-1/2", "====", int64(2))
+	f.Add("9999999999999999999-1", state, int64(0))
+	f.Fuzz(func(t *testing.T, text, state string, length int64) {
+		req := &http.Request{URL: &url.URL{RawQuery: url.Values{"_state": {state}}.Encode()}, Header: http.Header{"Content-Range": {text}}, ContentLength: length}
+		if checkRange(req) != nil || text == "" {
+			return
+		}
+		var start, end int64
+		if n, err := fmt.Sscanf(text, "%d-%d", &start, &end); n != 2 || err != nil || start < 0 || end < start {
+			t.Errorf("%q is taken", text)
+		}
+		if len(text) > 37 || strings.ContainsAny(text, " +\n") {
+			t.Errorf("%q is taken", text)
+		}
+		if offset, ok := uploadOffset(state); ok && offset != start {
+			t.Errorf("%q is taken at %d", text, offset)
+		}
+		if length >= 0 && length != end-start+1 {
+			t.Errorf("%q is taken for %d bytes", text, length)
 		}
 	})
 }
@@ -157,5 +181,31 @@ func TestAddress(t *testing.T) {
 	r := httptest.NewRequest(http.MethodGet, "/", nil)
 	if got := addressOf(r); got != "192.0.2.1" {
 		t.Errorf("address %q", got)
+	}
+}
+
+// What a client does wrong is no error of the server.
+func TestLogLevels(t *testing.T) {
+	var out bytes.Buffer
+	hook := &logHook{slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	for _, tc := range []struct {
+		level   logrus.Level
+		message string
+		data    logrus.Fields
+		logged  bool
+	}{
+		{logrus.ErrorLevel, "client disconnected during blob PATCH", logrus.Fields{"error": io.ErrUnexpectedEOF, "http.request.method": "PATCH"}, false},
+		{logrus.ErrorLevel, "response completed with error", logrus.Fields{"http.request.method": "PUT", "err.code": errcode.ErrorCodeUnknown, "err.detail": "client disconnected"}, false},
+		{logrus.ErrorLevel, "canonical digest does match provided digest", nil, false},
+		{logrus.ErrorLevel, "response completed with error", logrus.Fields{"http.request.method": "PUT", "err.code": errcode.ErrorCodeDigestInvalid}, false},
+		{logrus.ErrorLevel, "response completed with error", logrus.Fields{"http.request.method": "PUT", "err.code": errcode.ErrorCodeUnknown, "err.detail": "the disk is full"}, true},
+		{logrus.ErrorLevel, "error creating upload", nil, true},
+		{logrus.WarnLevel, "error authorizing context", logrus.Fields{"http.request.method": "GET"}, false},
+		{logrus.WarnLevel, "something of the storage", nil, true},
+	} {
+		out.Reset()
+		if err := hook.Fire(&logrus.Entry{Level: tc.level, Message: tc.message, Data: tc.data}); err != nil || (out.Len() > 0) != tc.logged {
+			t.Errorf("%s %v: %q %v", tc.message, tc.data, out.String(), err)
+		}
 	}
 }

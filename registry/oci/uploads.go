@@ -2,10 +2,15 @@ package oci
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"regexp"
+	"strconv"
 	"time"
 
 	"github.com/distribution/distribution/v3"
@@ -63,7 +68,7 @@ func (r *Registry) postBlob(w http.ResponseWriter, req *http.Request, rt route, 
 	}
 	_, err = io.Copy(writer, r.guarded(w, req))
 	if err != nil {
-		err = errcode.ErrorCodeBlobUploadInvalid.WithMessage("the body was not received whole")
+		err = errcode.ErrorCodeSizeInvalid.WithMessage("the body was not received whole")
 		w.Header().Set("Connection", "close")
 	} else {
 		_, err = writer.Commit(ctx, distribution.Descriptor{Digest: dgst})
@@ -88,14 +93,51 @@ func (r *Registry) postBlob(w http.ResponseWriter, req *http.Request, rt route, 
 	w.WriteHeader(http.StatusCreated)
 }
 
-var contentRange = regexp.MustCompile(`^[0-9]{1,18}-[0-9]{1,18}$`)
+var contentRange = regexp.MustCompile(`^([0-9]{1,18})-([0-9]{1,18})$`)
+
+// checkRange tells what is wrong with the Content-Range of a chunk (distribution specification, "Pushing a blob in
+// chunks"). The core looks at it where there is a Content-Length alone, and not at the last chunk's.
+func checkRange(req *http.Request) error {
+	text := req.Header.Get("Content-Range")
+	if text == "" {
+		return nil
+	}
+	m := contentRange.FindStringSubmatch(text)
+	if m == nil {
+		return errcode.ErrorCodeRangeInvalid.WithMessage("Content-Range must be START-END")
+	}
+	start, _ := strconv.ParseInt(m[1], 10, 64) //nolint:errcheck // the pattern is of numbers
+	end, _ := strconv.ParseInt(m[2], 10, 64)   //nolint:errcheck // as above
+	offset, ok := uploadOffset(req.URL.Query().Get("_state"))
+	if start > end || ok && start != offset {
+		return errcode.ErrorCodeRangeInvalid.WithMessage(fmt.Sprintf("Content-Range must begin at %d, where the upload is", offset))
+	}
+	if req.ContentLength >= 0 && req.ContentLength != end-start+1 {
+		return errcode.ErrorCodeSizeInvalid.WithMessage(fmt.Sprintf("the body has %d bytes, and Content-Range %d", req.ContentLength, end-start+1))
+	}
+	return nil
+}
+
+// uploadOffset reads where an upload is from the state in its URL, which is signed: the core refuses it when it is not
+// its own, or when the upload is elsewhere by now.
+func uploadOffset(state string) (int64, bool) {
+	data, err := base64.URLEncoding.DecodeString(state)
+	if err != nil || len(data) <= sha256.Size {
+		return 0, false
+	}
+	var s struct{ Offset *int64 }
+	if err := json.Unmarshal(data[sha256.Size:], &s); err != nil || s.Offset == nil {
+		return 0, false
+	}
+	return *s.Offset, true
+}
 
 // continueUpload answers the rest of an upload by the core, which takes for its own fault what is the client's.
 func (r *Registry) continueUpload(w http.ResponseWriter, req *http.Request) {
 	if req.Method == http.MethodPatch || req.Method == http.MethodPut {
-		if cr := req.Header.Get("Content-Range"); cr != "" && !contentRange.MatchString(cr) {
+		if err := checkRange(req); err != nil {
 			begin(w)
-			r.fail(w, req, errcode.ErrorCodeRangeInvalid.WithMessage("Content-Range must be START-END"))
+			r.fail(w, req, err)
 			return
 		}
 		if ct := req.Header.Get("Content-Type"); req.Method == http.MethodPatch && ct != "" && ct != "application/octet-stream" {

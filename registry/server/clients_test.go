@@ -195,6 +195,25 @@ func TestCrane(t *testing.T) {
 		if err != nil || len(repos) != 0 {
 			t.Errorf("a stranger's catalog = %v, %v", repos, err)
 		}
+		// Of another org, what is granted and nothing else; so for a robot, whose scopes say it.
+		if err := h.Directory().SetGrant(t.Context(), registry.Grant{Org: "acme", Account: "boris", Repositories: "acme/team/*", Role: registry.RoleReader}); err != nil {
+			t.Fatal(err)
+		}
+		if repos, err = remote.Catalog(t.Context(), reg, as(t, "boris")...); err != nil || fmt.Sprint(repos) != "[acme/team/web]" {
+			t.Errorf("boris' catalog = %v, %v", repos, err)
+		}
+		if err := h.Directory().SetGrant(t.Context(), registry.Grant{Org: "acme", Account: "boris", Repositories: "acme/team/*"}); err != nil {
+			t.Fatal(err)
+		}
+		_, secret, err := h.Directory().CreateRobot(t.Context(), registry.RobotAccount{Org: "acme", Name: "lister",
+			Scopes: []registry.Scope{{Type: "repository", Name: "acme/m*", Actions: []string{"pull"}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		repos, err = remote.Catalog(t.Context(), reg, remote.WithAuth(&authn.Basic{Username: "acme+lister", Password: secret}))
+		if err != nil || fmt.Sprint(repos) != "[acme/multi]" {
+			t.Errorf("a robot's catalog = %v, %v", repos, err)
+		}
 		_, err = remote.Catalog(t.Context(), reg, as(t, "")...)
 		wantStatus(t, "the catalog for nobody", err, http.StatusUnauthorized)
 

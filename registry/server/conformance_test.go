@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"crypto/sha512"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -209,8 +210,33 @@ func TestConformancePush(t *testing.T) {
 		}
 		h = c.want(202, "", "PATCH", second, "def", append(octets, "Content-Range", "3-5")...)
 		c.want(416, "RANGE_INVALID", "PATCH", second, "def", append(octets, "Content-Range", "3-5")...)
-		h = c.want(201, "", "PUT", withQuery(t, h.Get("Location"), "digest", dgst("abcdefgh")), "gh", append(octets, "Content-Range", "6-7")...)
+		last := withQuery(t, h.Get("Location"), "digest", dgst("abcdefgh"))
+		c.want(416, "RANGE_INVALID", "PUT", last, "gh", append(octets, "Content-Range", "5-6")...)
+		c.want(400, "SIZE_INVALID", "PUT", last, "gh", append(octets, "Content-Range", "6-8")...)
+		h = c.want(201, "", "PUT", last, "gh", append(octets, "Content-Range", "6-7")...)
 		c.want(200, "abcdefgh", "GET", h.Get("Location"), "")
+	})
+	t.Run("chunks of no length told", func(t *testing.T) {
+		h := c.want(202, "", "POST", "blobs/uploads/", "")
+		chunked := func(status int, code, location, body, contentRange string) http.Header {
+			t.Helper()
+			return c.want(status, code, "PATCH", location, body, append(octets, "Transfer-Encoding", "chunked", "Content-Range", contentRange)...)
+		}
+		chunked(416, "RANGE_INVALID", h.Get("Location"), "abc", "1-3")
+		chunked(416, "RANGE_INVALID", h.Get("Location"), "abc", "2-0")
+		h = chunked(202, "", h.Get("Location"), "abc", "0-2")
+		for _, wrong := range []string{"0-2", "2-4", "4-6", "9-11"} {
+			chunked(416, "RANGE_INVALID", h.Get("Location"), "def", wrong)
+		}
+		if h := c.want(204, "", "GET", strings.Split(h.Get("Location"), "?")[0], ""); h.Get("Range") != "0-2" {
+			t.Errorf("a chunk at a wrong place was taken: %v", h)
+		}
+		h = chunked(202, "", h.Get("Location"), "def", "3-5")
+		// A state that somebody has made up is the core's to refuse.
+		c.want(404, "BLOB_UPLOAD_INVALID", "PATCH", withQuery(t, h.Get("Location"), "_state", base64.URLEncoding.EncodeToString([]byte(strings.Repeat("x", 32)+`{"Offset":9}`))), "ghi",
+			append(octets, "Content-Range", "9-11")...)
+		h = c.want(201, "", "PUT", withQuery(t, h.Get("Location"), "digest", dgst("abcdef")), "")
+		c.want(200, "abcdef", "GET", h.Get("Location"), "")
 	})
 	t.Run("cancel", func(t *testing.T) {
 		h := c.want(202, "", "POST", "blobs/uploads/", "")

@@ -176,6 +176,10 @@ func (h *hub) request(method, path, body string, header ...string) (*http.Respon
 		h.t.Fatal(err)
 	}
 	for i := 0; i+1 < len(header); i += 2 {
+		if header[i] == "Transfer-Encoding" { // chunked: the length is not told
+			req.ContentLength = -1
+			continue
+		}
 		req.Header.Set(header[i], header[i+1])
 	}
 	return h.do(req)

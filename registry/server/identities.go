@@ -10,7 +10,7 @@ import (
 
 // noProvider is the answer where no OpenID provider is configured.
 func noProvider() error {
-	return problem.New(problem.ErrUnsupported, "this registry has no OpenID provider (registry.oidc.issuer): log in with a password")
+	return problem.New(problem.ErrUnsupported, "this registry has no OpenID provider (registry.oidc): log in with a password")
 }
 
 func (s *Server) listIdentities(_ http.ResponseWriter, r *http.Request) (any, error) {
@@ -19,6 +19,11 @@ func (s *Server) listIdentities(_ http.ResponseWriter, r *http.Request) (any, er
 		return nil, err
 	}
 	identities, err := s.directory.Identities(r.Context(), name)
+	for i := range identities {
+		if s.logins != nil {
+			identities[i].Provider = s.logins.ProviderName(identities[i].Issuer)
+		}
+	}
 	return registry.Page[registry.Identity]{Items: identities}, err
 }
 

@@ -43,9 +43,9 @@ func TestOIDC(t *testing.T) {
 	people := map[string]string{"ann@corp.example": "u1", "root@corp.example": "u2", "eve@evil.example": "u3", "wei@corp.example": "!u4"}
 	var provider weblogin.Provider
 	h := startHub(t, func(c *server.Config) {
-		provider = weblogin.Provider{Issuer: testenv.OpenIDProvider(t, c.PublicURL+"/login/callback", people), ClientID: "cumulet", ClientSecret: "secret",
+		provider = weblogin.Provider{Name: "corp", Issuer: testenv.OpenIDProvider(t, c.PublicURL+"/login/callback/corp", people).Issuer, ClientID: "cumulet", ClientSecret: "secret",
 			SignUp: true, EmailDomains: []string{"corp.example"}, SignUpOrg: "acme", SignUpRole: registry.RoleReader}
-		c.OIDC = &provider
+		c.OIDC = []weblogin.Provider{provider}
 		behindProxies(c)
 	})
 	router := document(t, h)
@@ -155,7 +155,7 @@ func TestOIDC(t *testing.T) {
 		b := testenv.NewBrowser(t)
 		_, form := b.Send("GET", d.VerificationURIComplete, nil)
 		token := testenv.Input(t, form, "token")
-		good := url.Values{"token": {token}, "code": {d.UserCode}}
+		good := url.Values{"token": {token}, "code": {d.UserCode}, "provider": {"corp"}}
 		for name, tc := range map[string]struct {
 			browser *testenv.Browser
 			form    url.Values
@@ -165,7 +165,9 @@ func TestOIDC(t *testing.T) {
 			"of another site":    {b, good, []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden},
 			"with no token":      {b, url.Values{"code": {d.UserCode}}, nil, http.StatusForbidden},
 			"of another browser": {testenv.NewBrowser(t), good, nil, http.StatusForbidden},
-			"with no such code":  {b, url.Values{"token": {token}, "code": {"BCDF-GHJK"}}, nil, http.StatusNotFound},
+			"with no such code":  {b, url.Values{"token": {token}, "code": {"BCDF-GHJK"}, "provider": {"corp"}}, nil, http.StatusNotFound},
+			"with no provider":   {b, url.Values{"token": {token}, "code": {d.UserCode}}, nil, http.StatusBadRequest},
+			"with another":       {b, url.Values{"token": {token}, "code": {d.UserCode}, "provider": {"evil"}}, nil, http.StatusBadRequest},
 		} {
 			if resp, page := tc.browser.Send("POST", h.url+"/login", tc.form, tc.header...); resp.StatusCode != tc.status {
 				t.Errorf("a form %s: %d %s", name, resp.StatusCode, page)
@@ -174,7 +176,7 @@ func TestOIDC(t *testing.T) {
 		// Who was sent on is who must come back: a callback in another browser is worth nothing, nor is one twice.
 		at, page := b.Confirm(d.VerificationURIComplete)
 		b.CheckRedirect = func(req *http.Request, _ []*http.Request) error {
-			if req.URL.Path == "/login/callback" {
+			if req.URL.Path == "/login/callback/corp" {
 				return http.ErrUseLastResponse
 			}
 			return nil
@@ -190,7 +192,7 @@ func TestOIDC(t *testing.T) {
 		if resp, page := b.Send("GET", callback, nil); resp.StatusCode != http.StatusNotFound {
 			t.Errorf("twice: %d %s", resp.StatusCode, page)
 		}
-		if resp, page := b.Send("GET", h.url+"/login/callback?state=&code=x", nil); resp.StatusCode != http.StatusNotFound {
+		if resp, page := b.Send("GET", h.url+"/login/callback/corp?state=&code=x", nil); resp.StatusCode != http.StatusNotFound {
 			t.Errorf("no state: %d %s", resp.StatusCode, page)
 		}
 		for _, header := range []string{"Content-Security-Policy", "X-Frame-Options", "Referrer-Policy"} {
@@ -241,7 +243,7 @@ func TestNoOIDC(t *testing.T) {
 // A provider that does not answer stops nobody else, and is asked again later.
 func TestOIDCProviderIsDown(t *testing.T) {
 	h := startHub(t, func(c *server.Config) {
-		c.OIDC = &weblogin.Provider{Issuer: "http://127.0.0.1:1", ClientID: "cumulet"}
+		c.OIDC = []weblogin.Provider{{Name: "corp", Issuer: "http://127.0.0.1:1", ClientID: "cumulet"}}
 	})
 	d := h.beginLogin()
 	if resp, page := testenv.NewBrowser(t).Confirm(d.VerificationURIComplete); resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(page, "try again") {

@@ -58,7 +58,8 @@ func TestWhoMayWhat(t *testing.T) {
 		{"robot", "", "repository:beta/app:pull", "", "acme"},
 		{"robot", "cis", "org:acme:read,write,admin", "org:acme:read,write", "acme"},
 		{"robot", "cis", "repository:acme/app:pull", "", "acme"},
-		{"robot", "", "registry:catalog:* account:acme+ci:write platform:*:admin", "", "acme"},
+		{"robot", "", "registry:catalog:* account:acme+ci:write platform:*:admin", "registry:catalog:*", "acme"},
+		{"pull key", "", "registry:catalog:*", "", "acme"},
 		{"puller", "", "repository:acme/any/thing:pull,push", "repository:acme/any/thing:pull", "acme"},
 		{"puller", "cis", "org:acme:read", "", "acme"},
 		{"key", "", "repository:acme/x:*", "repository:acme/x:pull,push,delete", "acme"},
@@ -94,7 +95,7 @@ func TestWhoMayWhat(t *testing.T) {
 			for how, token := range map[string]string{"GET": get.Token, "POST": post.Token, "refresh": again.Token} {
 				c := h.claims(token, service)
 				want := tc.want
-				if how == "refresh" && service == "registry" && !strings.Contains(tc.want, "repository:") {
+				if how == "refresh" && service == "registry" && !strings.HasPrefix(tc.want, "repository:") && !strings.HasPrefix(tc.want, "registry:") {
 					want = "" // images alone
 				}
 				if got := accessText(c); got != want || c.Org != tc.org || c.Subject != user {

@@ -72,8 +72,8 @@ type Config struct {
 	TrustedProxies []netip.Prefix
 	// Patience is how long the slowest upload may take for 32 KiB; 0 is 1 min.
 	Patience time.Duration
-	// OIDC is the OpenID provider with which people may log in; nil is none.
-	OIDC *weblogin.Provider
+	// OIDC are the OpenID providers with which people may log in.
+	OIDC []weblogin.Provider
 	// Logger is for what goes wrong; nil is slog.Default.
 	Logger *slog.Logger
 }
@@ -152,8 +152,8 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if err := s.directory.Bootstrap(ctx, cfg.Bootstrap); err != nil {
 		return nil, err
 	}
-	if cfg.OIDC != nil {
-		s.logins, err = weblogin.New(weblogin.Config{Directory: s.directory, Provider: *cfg.OIDC, PublicURL: base, Auditor: s.directory, Logger: cfg.Logger})
+	if len(cfg.OIDC) > 0 {
+		s.logins, err = weblogin.New(weblogin.Config{Directory: s.directory, Providers: cfg.OIDC, PublicURL: base, Auditor: s.directory, Logger: cfg.Logger})
 		if err != nil {
 			return nil, err
 		}

@@ -286,7 +286,8 @@ func (g *granting) allowed(ctx context.Context, a hubtoken.Access) (actions []st
 	case a.Type == hubtoken.TypeRepository && atRegistry:
 		return g.repository(ctx, a)
 	case a.Type == "registry" && a.Name == "catalog" && atRegistry:
-		if p.person() && !p.login.Limited { // the catalog is of all that one is a member of
+		// It is of all that one may pull: nothing for a key, which may be for less.
+		if p.login != nil && !p.login.Limited && (p.person() || p.login.Kind == registry.Robot) {
 			return []string{"*"}, "", nil
 		}
 	case p.images:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"html/template"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/coreos/go-oidc/v3/oidc"
@@ -28,6 +29,8 @@ type page struct {
 	// Ask shows the form: with Code filled in, and Token against forged ones (OWASP, "double submit cookie").
 	Ask         bool
 	Code, Token string
+	// Providers are the names of those that there are to choose from.
+	Providers []string
 }
 
 // layout is loaded with no script, and from nowhere else.
@@ -39,7 +42,7 @@ button{font:inherit;margin-top:1rem;padding:.6rem 1.2rem;border:0;border-radius:
 <body><h1>{{.Title}}</h1><p>{{.Text}}</p>
 {{if .Ask}}<form method="post" action="/login"><input type="hidden" name="token" value="{{.Token}}">
 <label>Code <input name="code" value="{{.Code}}" autocomplete="off" spellcheck="false" maxlength="20" required autofocus></label>
-<button>Go on</button></form>{{end}}</body></html>
+{{range .Providers}}<button name="provider" value="{{.}}">Go on with {{.}}</button> {{end}}</form>{{end}}</body></html>
 `
 
 // Register puts the endpoints on a mux: /token/device for the command line, /login for browsers.
@@ -47,7 +50,7 @@ func (s *Service) Register(mux *http.ServeMux) {
 	mux.HandleFunc("POST /token/device", s.begin)
 	mux.HandleFunc("GET /login", s.ask)
 	mux.Handle("POST /login", s.sameOrigin.Handler(http.HandlerFunc(s.confirm)))
-	mux.HandleFunc("GET /login/callback", s.callback)
+	mux.HandleFunc("GET "+callbackPath+"{provider}", s.callback)
 }
 
 // begin answers a device authorization request (RFC 8628, section 3.1). The only client is the command line: its id
@@ -117,7 +120,7 @@ func (s *Service) ask(w http.ResponseWriter, r *http.Request) {
 		token = rand.Text()
 	}
 	s.setCookie(w, token)
-	p := page{Title: "Log in", Ask: true, Token: token,
+	p := page{Title: "Log in", Ask: true, Token: token, Providers: s.offered(r.URL.Query().Get("provider")),
 		Text: "A command line wants to log in as you. Go on only if you have just started it yourself and it shows this code."}
 	if code := r.URL.Query().Get("code"); code != "" && len(code) <= 20 {
 		link, err := s.cfg.Directory.DeviceLink(r.Context(), code)
@@ -128,14 +131,26 @@ func (s *Service) ask(w http.ResponseWriter, r *http.Request) {
 		p.Code = code
 		if link != "" {
 			p.Title = "Link an identity"
-			p.Text = "The account " + link + " wants to be linked to your identity at " + s.cfg.Provider.Issuer + ". Go on only if you are " + link +
+			p.Text = "The account " + link + " wants to be linked to your identity at " + strings.Join(p.Providers, " or ") + ". Go on only if you are " + link +
 				" and your command line shows this code."
 		}
 	}
 	s.show(w, http.StatusOK, p)
 }
 
-// confirm sends the browser to the provider.
+// offered gives the names of the providers to choose from: the one that is asked for, or all.
+func (s *Service) offered(asked string) []string {
+	if s.client(asked) != nil {
+		return []string{asked}
+	}
+	var names []string
+	for _, c := range s.clients {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+// confirm sends the browser to the provider that was chosen.
 func (s *Service) confirm(w http.ResponseWriter, r *http.Request) {
 	ctx := r.Context()
 	r.Body = http.MaxBytesReader(w, r.Body, maxFormBytes)
@@ -144,19 +159,24 @@ func (s *Service) confirm(w http.ResponseWriter, r *http.Request) {
 		s.showError(w, r, problem.New(problem.ErrForbidden, "this form is not of this browser, or cookies are off: open the login page again"))
 		return
 	}
-	p, err := s.discover(ctx)
+	chosen := s.client(r.PostForm.Get("provider"))
+	if chosen == nil {
+		s.showError(w, r, problem.Invalid("provider", "must be one of "+strings.Join(s.offered(""), ", "), r.PostForm.Get("provider")))
+		return
+	}
+	p, err := chosen.discover(ctx)
 	if err != nil {
 		s.showError(w, r, err)
 		return
 	}
 	state := rand.Text() + rand.Text()
-	b := directory.BrowserLogin{Nonce: rand.Text(), Verifier: oauth2.GenerateVerifier()}
+	b := directory.BrowserLogin{Provider: chosen.Name, Nonce: rand.Text(), Verifier: oauth2.GenerateVerifier()}
 	if err := s.cfg.Directory.BeginBrowser(ctx, r.PostForm.Get("code"), c.Value, state, b); err != nil {
 		s.showError(w, r, err)
 		return
 	}
 	w.Header().Set("Cache-Control", "no-store")
-	http.Redirect(w, r, s.oauth(p).AuthCodeURL(state, oidc.Nonce(b.Nonce), oauth2.S256ChallengeOption(b.Verifier)), http.StatusSeeOther)
+	http.Redirect(w, r, chosen.oauth(p).AuthCodeURL(state, oidc.Nonce(b.Nonce), oauth2.S256ChallengeOption(b.Verifier)), http.StatusSeeOther)
 }
 
 // callback takes the browser back from the provider, and ends the login.
@@ -174,10 +194,12 @@ func (s *Service) callback(w http.ResponseWriter, r *http.Request) {
 	s.setCookie(w, "")
 	var i *registry.Identity
 	account := ""
-	if q.Get("code") == "" {
+	if c := s.client(b.Provider); c == nil || c.Name != r.PathValue("provider") || !c.isFrom(q) {
+		err = problem.New(problem.ErrUnauthenticated, "this is not the answer of the provider that you were sent to")
+	} else if q.Get("code") == "" {
 		err = problem.New(problem.ErrUnauthenticated, "the provider did not log you in")
 	} else {
-		i, account, err = s.finish(r, q.Get("code"), b)
+		i, account, err = c.finish(r, q.Get("code"), b)
 	}
 	if err != nil {
 		account = ""
@@ -197,18 +219,35 @@ func (s *Service) callback(w http.ResponseWriter, r *http.Request) {
 	s.show(w, http.StatusOK, page{Title: "Done", Text: text})
 }
 
-func (s *Service) finish(r *http.Request, code string, b *directory.BrowserLogin) (*registry.Identity, string, error) {
-	i, c, err := s.identify(r.Context(), code, b)
+// isFrom tells whether an answer is this provider's, as far as it says (RFC 9207, section 2.4).
+func (c *client) isFrom(answer url.Values) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !answer.Has("iss") {
+		return !c.iss
+	}
+	return answer.Get("iss") == c.Issuer
+}
+
+func (c *client) finish(r *http.Request, code string, b *directory.BrowserLogin) (*registry.Identity, string, error) {
+	i, said, err := c.identify(r.Context(), code, b)
 	if err != nil {
 		return nil, "", err
 	}
 	if b.Link == "" {
-		account, err := s.account(r.Context(), i, c)
-		return i, account, err
+		account, err := c.account(r.Context(), i, said)
+		if err != nil {
+			return i, account, err
+		}
+		i.Account = account
+	} else {
+		i.Account = b.Link
+		ctx := registry.WithActor(r.Context(), registry.Actor{Name: b.Link, Address: registry.ActorFrom(r.Context()).Address})
+		if err := c.s.cfg.Directory.LinkIdentity(ctx, *i); err != nil {
+			return i, "", err
+		}
 	}
-	i.Account = b.Link
-	ctx := registry.WithActor(r.Context(), registry.Actor{Name: b.Link, Address: registry.ActorFrom(r.Context()).Address})
-	return i, b.Link, s.cfg.Directory.LinkIdentity(ctx, *i)
+	return i, i.Account, c.setGroups(r.Context(), *i, said)
 }
 
 func (s *Service) auditRefused(r *http.Request, i *registry.Identity, err error) {
@@ -219,7 +258,7 @@ func (s *Service) auditRefused(r *http.Request, i *registry.Identity, err error)
 		Detail: map[string]string{"reason": problem.Of(err).Detail}}
 	if i != nil {
 		// Who it is here was not found out: the name that the provider gives proves nothing.
-		e.Detail["issuer"], e.Detail["subject"], e.Detail["account"] = i.Issuer, i.Subject, i.Account
+		e.Detail["provider"], e.Detail["issuer"], e.Detail["subject"], e.Detail["account"] = i.Provider, i.Issuer, i.Subject, i.Account
 	}
 	if err := s.cfg.Auditor.Audit(r.Context(), e); err != nil {
 		s.cfg.Logger.ErrorContext(r.Context(), "a denial is not in the audit log", "error", err)

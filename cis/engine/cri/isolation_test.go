@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -51,6 +52,9 @@ func TestIsolation(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.restart(s.other, s.same, s.peer)
+		testenv.Eventually(t, time.Minute, func() error { // it is found again
+			return b.Logs(t.Context(), s.other.ID, cis.LogRequest{Container: "main"}, io.Discard)
+		})
 		got := s.probe(t, cis.Runc, true)
 		results[privileged] = got
 		for _, name := range []string{"read the machine's disk by a device file", "write kernel.core_pattern, to run a program outside",

@@ -163,8 +163,8 @@ func (a *app) accountIdentities() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return list(a, identities, []string{"ISSUER", "SUBJECT", "EMAIL", "LINKED", "USED"}, nil, func(i registry.Identity) []string {
-			return []string{i.Issuer, i.Subject, orDash(i.Email), ago(i.Created), ago(i.Used)}
+		return list(a, identities, []string{"PROVIDER", "ISSUER", "SUBJECT", "EMAIL", "LINKED", "USED"}, nil, func(i registry.Identity) []string {
+			return []string{orDash(i.Provider), i.Issuer, i.Subject, orDash(i.Email), ago(i.Created), ago(i.Used)}
 		})
 	})
 }

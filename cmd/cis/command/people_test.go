@@ -2,6 +2,7 @@ package command
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"log/slog"
@@ -29,6 +30,8 @@ type platform struct {
 	url string
 	dir string
 	reg *server.Server
+	// control is the container instance service's address, where there is one.
+	control string
 }
 
 func startPlatform(t *testing.T, options ...func(*server.Config)) *platform {
@@ -53,7 +56,7 @@ func startPlatform(t *testing.T, options ...func(*server.Config)) *platform {
 	mux := http.NewServeMux()
 	mux.Handle("/", p.reg)
 	mux.HandleFunc("GET /v1/discovery", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(session.Endpoints{Registry: p.url, Control: p.url, Logs: p.url, Billing: p.url})
+		_ = json.NewEncoder(w).Encode(session.Endpoints{Registry: p.url, Control: cmp.Or(p.control, p.url), Logs: p.url, Billing: p.url})
 	})
 	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}}
 	srv.Start()
@@ -227,8 +230,8 @@ func (f *finish) Write(p []byte) (int, error) {
 
 func TestLoginByBrowser(t *testing.T) {
 	p := startPlatform(t, func(c *server.Config) {
-		c.OIDC = &weblogin.Provider{Issuer: testenv.OpenIDProvider(t, c.PublicURL+"/login/callback", map[string]string{"ann@corp.example": "1", "boss@corp.example": "2", "admin@corp.example": "3"}),
-			ClientID: "cumulet", ClientSecret: "secret", SignUp: true, SignUpOrg: "demo"}
+		c.OIDC = []weblogin.Provider{{Name: "corp", Issuer: testenv.OpenIDProvider(t, c.PublicURL+"/login/callback/corp", map[string]string{"ann@corp.example": "1", "boss@corp.example": "2", "admin@corp.example": "3"}).Issuer,
+			ClientID: "cumulet", ClientSecret: "secret", SignUp: true, SignUpOrg: "demo"}}
 	})
 	run := func(as, user string, want int, args ...string) string {
 		t.Helper()
@@ -255,7 +258,7 @@ func TestLoginByBrowser(t *testing.T) {
 	if got := run("admin", "boss@corp.example", 0, "account", "link"); !strings.Contains(got, "linked") {
 		t.Error(got)
 	}
-	if code, out, errs := p.cis("", "admin", "account", "identities"); code != 0 || !strings.Contains(out, "boss@corp.example") {
+	if code, out, errs := p.cis("", "admin", "account", "identities"); code != 0 || !strings.Contains(out, "boss@corp.example") || !strings.Contains(out, "corp ") {
 		t.Errorf("%d %s %s", code, out, errs)
 	}
 	if got := run("boss", "boss@corp.example", 0, "login", p.url, "--oidc", "--org", "demo"); !strings.Contains(got, "logged in as admin, org demo") {

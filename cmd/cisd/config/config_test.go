@@ -56,13 +56,21 @@ func TestLoad(t *testing.T) {
 		{name: "regions with a tracker of one machine", yaml: "registry: {storage: {region: a, regions: [" +
 			"{name: a, endpoint: 'https://a.example', bucket: b, credentialsFile: /c}, {name: b, endpoint: 'https://b.example', bucket: b, credentialsFile: /c}]}}",
 			want: "registry.storage.tracker: must be a postgres:// address"},
-		{name: "OpenID provider", yaml: "registry: {oidc: {issuer: 'https://id.example', clientID: hub, signUp: true}, trustedProxies: [10.0.0.0/8]}",
+		{name: "OpenID providers", yaml: "registry: {trustedProxies: [10.0.0.0/8], oidc: [{name: corp, issuer: 'https://id.example', clientID: hub, signUp: true, " +
+			"groupsClaim: groups, groups: [{group: devs, org: demo, team: web, role: writer}]}, {name: partner, issuer: 'https://partner.example', clientID: hub, signUp: true, accountPrefix: partner-}]}",
 			ok: func(c *Config) bool {
 				p, err := c.Registry.Proxies()
-				return c.Registry.OIDC.SignUp && c.Registry.OIDC.Role == "reader" && err == nil && len(p) == 1
+				o := c.Registry.Providers()
+				return len(o) == 2 && o[0].SignUp && o[0].Groups[0].Team == "web" && o[1].AccountPrefix == "partner-" && err == nil && len(p) == 1
 			}},
-		{name: "OpenID provider without client", yaml: "registry: {oidc: {issuer: 'https://id.example'}}", want: "registry.oidc.clientID: is needed"},
-		{name: "OpenID provider makes owners", yaml: "registry: {oidc: {issuer: 'https://id.example', clientID: x, role: owner}}", want: "registry.oidc.role: must be"},
+		{name: "OpenID provider without client", yaml: "registry: {oidc: [{name: corp, issuer: 'https://id.example'}]}", want: `registry.oidc: provider "corp": a client id is needed`},
+		{name: "OpenID provider makes owners", yaml: "registry: {oidc: [{name: corp, issuer: 'https://id.example', clientID: x, org: demo, role: owner}]}", want: "new people may become"},
+		{name: "OpenID providers that cannot be told apart", yaml: "registry: {oidc: [{name: a, issuer: 'https://id.example', clientID: x}, {name: b, issuer: 'https://id.example', clientID: x}]}",
+			want: "must differ in name and issuer"},
+		{name: "accounts that cannot be told apart", yaml: "registry: {oidc: [{name: a, issuer: 'https://a.example', clientID: x, signUp: true}, {name: b, issuer: 'https://b.example', clientID: x, signUp: true}]}",
+			want: "need a prefix"},
+		{name: "unknown key of a provider", yaml: "registry: {oidc: [{nam: corp}]}", want: `did you mean "name"?`},
+		{name: "one provider that is no list", yaml: "registry: {oidc: {issuer: 'https://id.example'}}", want: "line 1: cannot unmarshal !!map"},
 		{name: "proxies", yaml: "registry: {trustedProxies: [10.0.0.1/8]}", want: "registry.trustedProxies: must be networks"},
 		{name: "audit", yaml: "registry: {auditDays: 0}", want: "registry.auditDays: must be at least 1"},
 		{name: "half a key pair", yaml: "kubelet: {certFile: a}", want: "kubelet.certFile: goes with kubelet.keyFile"},

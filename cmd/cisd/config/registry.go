@@ -5,6 +5,10 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+
+	"cumulet.io/registry"
+	"cumulet.io/registry/directory"
+	"cumulet.io/registry/weblogin"
 )
 
 // People is who may log in at the registry and how, and what is kept of it. Its keys are registry's own.
@@ -16,8 +20,8 @@ type People struct {
 	AuditDays int `yaml:"auditDays"`
 	// Quota is of orgs that have none of their own.
 	Quota RegistryQuota `yaml:"quota"`
-	// OIDC is the OpenID provider with which people log in; none while its issuer is empty.
-	OIDC OIDC `yaml:"oidc"`
+	// OIDC are the OpenID providers with which people log in.
+	OIDC []OIDC `yaml:"oidc"`
 }
 
 // RegistryQuota bounds what an org stores; 0 is no bound.
@@ -28,19 +32,48 @@ type RegistryQuota struct {
 
 // OIDC is an OpenID provider.
 type OIDC struct {
-	// Issuer is its URL.
+	// Name is what people call it; Issuer is its URL.
+	Name   string `yaml:"name"`
 	Issuer string `yaml:"issuer"`
 	// ClientID is the registry's at the provider; ClientSecretFile has its secret and no other user may read it.
 	ClientID         string `yaml:"clientID"`
 	ClientSecretFile string `yaml:"clientSecretFile"`
-	// UsernameClaim names new accounts.
+	// Scopes are asked for beside openid; none are profile and email.
+	Scopes []string `yaml:"scopes"`
+	// UsernameClaim names new accounts, preferred_username while it is empty; AccountPrefix begins their names.
 	UsernameClaim string `yaml:"usernameClaim"`
+	AccountPrefix string `yaml:"accountPrefix"`
 	// SignUp makes accounts for who has none; with EmailDomains only for verified addresses of these.
 	SignUp       bool     `yaml:"signUp"`
 	EmailDomains []string `yaml:"emailDomains"`
-	// Org is the org that new people become members of, with Role; none while it is empty.
+	// Org is the org that new people become members of, with Role, reader while it is empty; none while Org is empty.
 	Org  string `yaml:"org"`
 	Role string `yaml:"role"`
+	// GroupsClaim has a person's groups, Groups what they give.
+	GroupsClaim string      `yaml:"groupsClaim"`
+	Groups      []OIDCGroup `yaml:"groups"`
+}
+
+// OIDCGroup gives the members of a provider's group a role in an org, reader while it is empty, and a team there.
+type OIDCGroup struct {
+	Group string `yaml:"group"`
+	Org   string `yaml:"org"`
+	Role  string `yaml:"role"`
+	Team  string `yaml:"team"`
+}
+
+// Providers gives OIDC as it is used, without the secrets.
+func (p People) Providers() []weblogin.Provider {
+	var out []weblogin.Provider
+	for _, o := range p.OIDC {
+		one := weblogin.Provider{Name: o.Name, Issuer: o.Issuer, ClientID: o.ClientID, Scopes: o.Scopes, UsernameClaim: o.UsernameClaim, AccountPrefix: o.AccountPrefix,
+			SignUp: o.SignUp, EmailDomains: o.EmailDomains, SignUpOrg: o.Org, SignUpRole: registry.Role(o.Role), GroupsClaim: o.GroupsClaim}
+		for _, g := range o.Groups {
+			one.Groups = append(one.Groups, weblogin.Group{Name: g.Group, GroupRight: directory.GroupRight{Org: g.Org, Team: g.Team, Role: registry.Role(g.Role)}})
+		}
+		out = append(out, one)
+	}
+	return out
 }
 
 // networks parses a list of networks in CIDR notation.
@@ -86,18 +119,7 @@ func (p People) check(bad func(key, format string, args ...any)) {
 	if p.Quota.GiB < 0 || p.Quota.Repositories < 0 {
 		bad("registry.quota", "must be 0 (no bound) or more")
 	}
-	if p.OIDC.Issuer == "" {
-		return
-	}
-	if !strings.HasPrefix(p.OIDC.Issuer, "https://") && !strings.HasPrefix(p.OIDC.Issuer, "http://") {
-		bad("registry.oidc.issuer", "must be an http or https URL, not %q", p.OIDC.Issuer)
-	}
-	if p.OIDC.ClientID == "" {
-		bad("registry.oidc.clientID", "is needed with registry.oidc.issuer")
-	}
-	switch p.OIDC.Role {
-	case "admin", "writer", "reader":
-	default:
-		bad("registry.oidc.role", "must be admin, writer or reader, not %q", p.OIDC.Role)
+	if err := weblogin.Check(p.Providers()); err != nil {
+		bad("registry.oidc", "%v", err)
 	}
 }

@@ -37,7 +37,7 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry.trustedProxies: %w", err)
 	}
-	provider, err := openIDProvider(c.OIDC)
+	providers, err := openIDProviders(c.People)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 		TrustedProxies:  proxies,
 		AuditRetention:  time.Duration(c.AuditDays) * 24 * time.Hour,
 		Quota:           registry.Quota{Bytes: c.Quota.GiB << 30, Repositories: c.Quota.Repositories},
-		OIDC:            provider,
+		OIDC:            providers,
 		Logger:          p.log.With("role", Registry),
 	})
 	if err != nil {
@@ -70,17 +70,16 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 	return []part{http, {"registry", reg.Run}}, nil
 }
 
-// openIDProvider is the one of the configuration, nil for none.
-func openIDProvider(c config.OIDC) (*weblogin.Provider, error) {
-	if c.Issuer == "" {
-		return nil, nil
+// openIDProviders are those of the configuration with their secrets.
+func openIDProviders(p config.People) ([]weblogin.Provider, error) {
+	providers := p.Providers()
+	for i, o := range p.OIDC {
+		var err error
+		if providers[i].ClientSecret, err = o.Secret(); err != nil {
+			return nil, fmt.Errorf("registry.oidc[%d].clientSecretFile: %w", i, err)
+		}
 	}
-	secret, err := c.Secret()
-	if err != nil {
-		return nil, fmt.Errorf("registry.oidc.clientSecretFile: %w", err)
-	}
-	return &weblogin.Provider{Issuer: c.Issuer, ClientID: c.ClientID, ClientSecret: secret, UsernameClaim: c.UsernameClaim,
-		SignUp: c.SignUp, EmailDomains: c.EmailDomains, SignUpOrg: c.Org, SignUpRole: registry.Role(c.Role)}, nil
+	return providers, nil
 }
 
 // database opens a role's database; it is closed when everything has stopped.

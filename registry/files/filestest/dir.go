@@ -119,7 +119,14 @@ func (d *Dir) Open(_ context.Context, dg digest.Digest, offset int64) (io.ReadCl
 }
 
 // Release implements files.Blobs.
-func (d *Dir) Release(_ context.Context, owner string, dg digest.Digest) error {
+func (d *Dir) Release(ctx context.Context, owner string, dg digest.Digest) error {
+	if dg == "" {
+		held, err := filepath.Glob(filepath.Join(d.root, "*", "*", ownerName(owner)))
+		for _, p := range held {
+			err = errors.Join(err, d.Release(ctx, owner, digest.NewDigestFromEncoded(digest.Canonical, filepath.Base(filepath.Dir(p)))))
+		}
+		return err
+	}
 	if err := dg.Validate(); err != nil {
 		return problem.Invalid("digest", "must be a digest", dg)
 	}

@@ -241,10 +241,10 @@ func (t *Tracker) Reference(ctx context.Context, owner string, d digest.Digest) 
 	})
 }
 
-// Release ends a reference. It is no error when there is none.
+// Release ends a reference, with "" all of an owner's. It is no error when there is none.
 func (t *Tracker) Release(ctx context.Context, owner string, d digest.Digest) error {
 	return t.call(ctx, "release blob", func(ctx context.Context) error {
-		_, err := t.execContext(ctx, t.db.Q(`DELETE FROM gos_references WHERE owner = ? AND digest = ?`), owner, d.String())
+		_, err := t.execContext(ctx, t.db.Q(`DELETE FROM gos_references WHERE owner = ? AND (digest = ? OR ? = '')`), owner, d.String(), d.String())
 		return err
 	})
 }
