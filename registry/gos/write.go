@@ -174,7 +174,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 // begin starts an object.
 func (w *Writer) begin() error {
 	w.object = tracker.Object{Region: w.r.cfg.Name, Key: NewKey()}
-	if err := w.r.cfg.Tracker.Intend(w.ctx, w.object, w.r.cfg.Tracker.Now().Add(writeTime)); err != nil {
+	// A client that goes ends the request: what it has sent is stored all the same, also when it came in one piece.
+	if err := w.r.cfg.Tracker.Intend(context.WithoutCancel(w.ctx), w.object, w.r.cfg.Tracker.Now().Add(writeTime)); err != nil {
 		note(w.ctx, err)
 		return err
 	}
