@@ -98,7 +98,7 @@ func (m *machine) run(ctx context.Context) (code int, err error) {
 	qemu.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	var said strings.Builder
 	qemu.Stderr, qemu.ExtraFiles = &said, ends
-	m.log.say(fmt.Sprintf("booting the emulated host: %d processors, %d MiB", m.cpus, m.memoryMiB))
+	m.log.say(fmt.Sprintf("booting the emulated host: processors: %d, memory: %d MiB", m.cpus, m.memoryMiB))
 	err = qemu.Start()
 	for _, w := range ends {
 		w.Close() // QEMU has it

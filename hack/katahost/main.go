@@ -43,7 +43,7 @@ func main() {
 	var o options
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "of everything")
 	flag.IntVar(&o.memoryMiB, "memory", 4096, "MiB of the emulated machine")
-	flag.IntVar(&o.cpus, "cpus", max(2, min(4, runtime.NumCPU())), "processors of the emulated machine")
+	flag.IntVar(&o.cpus, "cpus", 1, "processors of the emulated machine: more of them are not faster")
 	flag.StringVar(&o.run, "run", ".", "tests to run, as go test has it")
 	flag.BoolVar(&o.verbose, "v", false, "the emulated machine's console, too")
 	flag.Parse()

@@ -114,7 +114,7 @@ func kernel(t *testing.T, g guest) {
 	if !strings.Contains(g["disks"], " on / type virtiofs ") {
 		t.Errorf("the root file system is not shared by virtiofs: %s", g["disks"])
 	}
-	t.Logf("Linux %s, clock %s, boot %s; the host's boot %s", g["kernel"], g["clock"], g["boot"], here)
+	t.Logf("Linux %s, clock %s, boot %s; the host's boot %s", g["kernel"], g["clock"], g["boot"], strings.TrimSpace(string(here)))
 }
 
 // size is what the instance's annotations have asked for, as the guest sees it.
@@ -130,7 +130,7 @@ func size(t *testing.T, g guest, st cis.Status) {
 	if most := memoryMiB(st); kib>>10 < st.Size.MemoryMiB || kib>>10 > most {
 		t.Errorf("the guest has %d MiB, want %d to %d", kib>>10, st.Size.MemoryMiB, most)
 	}
-	t.Logf("an instance of %s has %s processors and %d MiB", st.Size.Class, g["processors"], kib>>10)
+	t.Logf("an instance of %s has %s processor and %d MiB", st.Size.Class, g["processors"], kib>>10)
 }
 
 // memoryMiB is what the virtual machine of an instance is made with.

@@ -12,8 +12,9 @@ import (
 )
 
 // cases are those of the engines' conformance suite that are in the hands of the shim's driver: the others are the same
-// with the virtual machines of hack/kata, and those start sooner.
-func cases() []string { return []string{"Files", "EmptyDirIsShared", "UpdateVolume"} }
+// with the virtual machines of hack/kata, and those start sooner. A case with a probe by a command is none of them: a command
+// may take longer here than the suite gives a probe.
+func cases() []string { return []string{"Files", "SubPath", "UpdateVolume"} }
 
 // The engine passes cases of the conformance suite.
 func TestConformance(t *testing.T) {
