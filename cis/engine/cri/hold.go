@@ -58,7 +58,7 @@ func (h *heldConn) start() error {
 		return fmt.Errorf("hold connection: %w", errors.Join(cerr, err))
 	}
 	f := os.NewFile(uintptr(fd), "connection")
-	defer f.Close()                                                                                     //nolint:errcheck // the holder has its own
+	defer f.Close()                                                                                                                  //nolint:errcheck // the holder has its own
 	cmd := exec.CommandContext(context.Background(), "/bin/sh", "-c", "read -r _; exec sleep "+strconv.Itoa(int(holdFor.Seconds()))) //nolint:gosec // a constant
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Dir = "/"
