@@ -124,41 +124,10 @@ func (h *host) reasons() string {
 // admits refuses what does not fit beside what is live.
 func (h *host) admits(total store.Usage, s billing.Size) error {
 	limit := Quota{Instances: h.capacity.Instances, MilliCPU: h.capacity.MilliCPU, MemoryMiB: h.capacity.MemoryBytes >> 20}
-	if what := limit.exceeded(total, s); what != "" {
+	if what := exceeded(limit, total, s); what != "" {
 		return &problem.Error{Class: problem.ErrExhausted, Detail: "there is no room: " + what + "; try again when other instances have ended", RetryAfter: 5 * time.Second}
 	}
 	return nil
-}
-
-func (c *Control) quota(org string) Quota {
-	if q, ok := c.cfg.OrgQuota[org]; ok {
-		return q
-	}
-	return c.cfg.Quota
-}
-
-func (q Quota) admits(u store.Usage, s billing.Size) error {
-	if what := q.exceeded(u, s); what != "" {
-		return problem.New(problem.ErrExhausted, "the organisation's quota is used up: %s; delete instances, or ask for a larger quota", what)
-	}
-	return nil
-}
-
-// exceeded names the bound that would be passed, "" when none.
-func (q Quota) exceeded(u store.Usage, s billing.Size) string {
-	for _, b := range []struct {
-		name             string
-		limit, used, add int64
-	}{
-		{"instances", q.Instances, u.Instances, 1},
-		{"milliCPU", q.MilliCPU, u.MilliCPU, s.MilliCPU},
-		{"memory MiB", q.MemoryMiB, u.MemoryMiB, s.MemoryMiB},
-	} {
-		if b.limit > 0 && b.used+b.add > b.limit {
-			return fmt.Sprintf("%d %s in use and %d more asked for, of %d", b.used, b.name, b.add, b.limit)
-		}
-	}
-	return ""
 }
 
 // Sandboxes tells how instances can be isolated here.

@@ -31,7 +31,7 @@ type Config struct {
 	NewEngine func(engine.Sink) (engine.Engine, error)
 	// Region and Node name the place; they stand in a status whose engine names none.
 	Region, Node string
-	// Quota bounds each org that OrgQuota does not name; zero fields do not bound.
+	// Quota bounds each org that OrgQuota does not name and that none was set for; zero fields do not bound.
 	Quota    Quota
 	OrgQuota map[string]Quota
 	// AllowPrivileged lets instances of class runc ask for privileged containers, which are the host's root.
@@ -48,13 +48,6 @@ type Config struct {
 	Now    func() time.Time
 }
 
-// Quota bounds the live instances of an org. A zero field does not bound.
-type Quota struct {
-	Instances int64 `json:"instances,omitempty"`
-	MilliCPU  int64 `json:"milliCPU,omitempty"`
-	MemoryMiB int64 `json:"memoryMiB,omitempty"`
-}
-
 // LogsFunc reads a container's log, as cis.LogReader has it.
 type LogsFunc func(ctx context.Context, org, id string, req cis.LogRequest) (io.ReadCloser, error)
 
@@ -67,6 +60,7 @@ var (
 	_ cis.LogReader     = (*Control)(nil)
 	_ cis.PortForwarder = (*Control)(nil)
 	_ cis.StatsReader   = (*Control)(nil)
+	_ cis.Quotas        = (*Control)(nil)
 	_ engine.Sink       = (*Control)(nil)
 )
 

@@ -51,7 +51,8 @@ func (c *Control) Create(ctx context.Context, org string, req cis.CreateRequest)
 	}
 	size := cis.SizeOf(&req.Spec)
 	n.Admit = func(ofOrg, total store.Usage) error {
-		if err := c.quota(org).admits(ofOrg, size); err != nil {
+		q, _ := c.quota(org)
+		if err := admits(q, ofOrg, size); err != nil {
 			return err
 		}
 		return host.admits(total, sandbox.OverheadOf(class, size).On(size))

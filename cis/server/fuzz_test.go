@@ -61,12 +61,16 @@ func (n nothing) PortForward(_ context.Context, _, _ string, p uint16) (io.ReadW
 	return nil, n.none()
 }
 func (n nothing) Stats(context.Context, string, []string) ([]cis.Stats, error) { return nil, n.none() }
-func (n nothing) Sandboxes(context.Context) (*cis.Sandboxes, error)            { return nil, n.none() }
+func (n nothing) Quota(context.Context, string) (*cis.OrgQuota, error)         { return nil, n.none() }
+func (n nothing) SetQuota(_ context.Context, _, _ string, q *cis.Quota) (*cis.OrgQuota, error) {
+	return nil, n.none()
+}
+func (n nothing) Sandboxes(context.Context) (*cis.Sandboxes, error) { return nil, n.none() }
 
 type anyone struct{}
 
 func (anyone) Verify(context.Context, string, string) (*hubtoken.Claims, error) {
-	return &hubtoken.Claims{RegisteredClaims: jwt.RegisteredClaims{Subject: "fuzz"}, Access: []hubtoken.Access{{Type: hubtoken.TypePlatform, Name: "*", Actions: []string{hubtoken.ActionNode}}}}, nil
+	return &hubtoken.Claims{RegisteredClaims: jwt.RegisteredClaims{Subject: "fuzz"}, Access: []hubtoken.Access{{Type: hubtoken.TypePlatform, Name: "*", Actions: []string{hubtoken.ActionNode, hubtoken.ActionOperator}}}}, nil
 }
 
 // FuzzRequest throws paths, queries and bodies at every route: each is refused or understood as a 4xx, and nothing panics.

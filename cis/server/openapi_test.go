@@ -20,6 +20,7 @@ import (
 	"cumulet.io/cis"
 	"cumulet.io/cis/server"
 	"cumulet.io/cis/server/servertest"
+	"cumulet.io/registry/hubtoken"
 )
 
 func load(t *testing.T) *openapi3.T {
@@ -64,7 +65,7 @@ func TestOpenAPIResponses(t *testing.T) {
 	doc := load(t)
 	env := servertest.New(t, newMemory, servertest.Options{})
 	in := running(t, env, "acme", "k")
-	token := env.Token("cis", servertest.Org("acme", "write"))
+	token := env.Token("cis", servertest.Org("acme", "write"), hubtoken.Access{Type: hubtoken.TypePlatform, Name: "*", Actions: []string{"operator"}})
 	const all = "/v1/orgs/acme/instances"
 	one := all + "/" + in.ID
 	used := map[string]bool{}
@@ -84,6 +85,9 @@ func TestOpenAPIResponses(t *testing.T) {
 		{"PUT", one + "/volumes/shut", `{"files":[{"path":"s","mode":256,"data":"bmV3"}]}`, 204, "/v1/orgs/{org}/instances/{id}/volumes/{volume}", nil},
 		{"GET", one + "/events", "", 200, "/v1/orgs/{org}/instances/{id}/events", nil},
 		{"GET", "/v1/orgs/acme/stats?id=" + in.ID, "", 200, "/v1/orgs/{org}/stats", nil},
+		{"GET", "/v1/orgs/acme/quota", "", 200, "/v1/orgs/{org}/quota", nil},
+		{"PUT", "/v1/orgs/acme/quota", `{"instances":5,"milliCPU":9000}`, 200, "/v1/orgs/{org}/quota", nil},
+		{"DELETE", "/v1/orgs/acme/quota", "", 200, "/v1/orgs/{org}/quota", nil},
 		{"GET", "/v1/sandboxes", "", 200, "/v1/sandboxes", nil},
 		{"GET", one + "/containers/main/log?tail=5&timestamps=true", "", 200, "/v1/orgs/{org}/instances/{id}/containers/{container}/log", nil},
 		{"GET", one + "/containers/main/exec?command=id&stdout=true", "", 400, "/v1/orgs/{org}/instances/{id}/containers/{container}/exec", nil},

@@ -38,6 +38,7 @@ type Service interface {
 	cis.LogReader
 	cis.PortForwarder
 	cis.StatsReader
+	cis.Quotas
 	Sandboxes(ctx context.Context) (*cis.Sandboxes, error)
 }
 
@@ -58,6 +59,7 @@ const (
 	anyToken access = ""
 	read     access = hubtoken.ActionRead
 	write    access = hubtoken.ActionWrite
+	operator access = hubtoken.ActionOperator // or an administrator of the platform
 )
 
 // route is one operation. handle returns an error only when nothing has been answered yet.
@@ -104,6 +106,7 @@ const (
 	instances  = "/v1/orgs/{org}/instances"
 	instance   = instances + "/{id}"
 	containers = instance + "/containers/{container}"
+	quota      = "/v1/orgs/{org}/quota"
 )
 
 func (s *server) routes() []route {
@@ -122,6 +125,9 @@ func (s *server) routes() []route {
 		{"POST", containers + "/attach", write, s.exec},
 		{"POST", instance + "/portforward", write, s.portForward},
 		{"GET", "/v1/orgs/{org}/stats", read, s.stats},
+		{"GET", quota, operator, s.quota},
+		{"PUT", quota, operator, s.setQuota},
+		{"DELETE", quota, operator, s.unsetQuota},
 		{"GET", "/v1/sandboxes", anyToken, s.sandboxes},
 	}
 }
@@ -147,7 +153,14 @@ func (s *server) authorise(r *http.Request, a access) error {
 	if err := cis.ValidateOrg(org); err != nil {
 		return err
 	}
-	if !hubtoken.FromContext(r.Context()).AllowsOrg(org, string(a)) {
+	claims := hubtoken.FromContext(r.Context())
+	if a == operator {
+		if !claims.Allows(hubtoken.TypePlatform, "*", hubtoken.ActionOperator) && !claims.Allows(hubtoken.TypePlatform, "*", hubtoken.ActionAdmin) {
+			return problem.New(problem.ErrForbidden, "quotas are for operators and administrators of the platform")
+		}
+		return nil
+	}
+	if !claims.AllowsOrg(org, string(a)) {
 		return problem.New(problem.ErrForbidden, "the token does not give %s access to organisation %q", a, org)
 	}
 	return nil

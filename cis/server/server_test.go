@@ -108,24 +108,27 @@ func TestTenancy(t *testing.T) {
 	tokens := []struct {
 		name, token           string
 		read, write, anyToken int
+		quotas                int
 	}{
-		{"no token", "", 401, 401, 401},
-		{"nonsense", "abc.def.ghi", 401, 401, 401},
-		{"wrong audience", env.Token("logs", w), 401, 401, 401},
-		{"expired", env.Expired("cis", w), 401, 401, 401},
-		{"another org", env.Token("cis", servertest.Org("umbrella", "admin")), 403, 403, allowed},
-		{"no access", env.Token("cis"), 403, 403, allowed},
-		{"meter role", env.Token("cis", platform("meter")), 403, 403, allowed},
-		{"repository named as the org", env.Token("cis", hubtoken.Access{Type: "repository", Name: "acme", Actions: []string{"write", "read"}}), 403, 403, allowed},
-		{"read only", env.Token("cis", servertest.Org("acme", "read")), allowed, 403, allowed},
-		{"operator role", env.Token("cis", platform("operator")), allowed, 403, allowed},
-		{"write", env.Token("cis", w), allowed, allowed, allowed},
-		{"node role", env.Token("cis", platform("node")), allowed, allowed, allowed},
+		{"no token", "", 401, 401, 401, 401},
+		{"nonsense", "abc.def.ghi", 401, 401, 401, 401},
+		{"wrong audience", env.Token("logs", w), 401, 401, 401, 401},
+		{"expired", env.Expired("cis", w), 401, 401, 401, 401},
+		{"another org", env.Token("cis", servertest.Org("umbrella", "admin")), 403, 403, allowed, 403},
+		{"no access", env.Token("cis"), 403, 403, allowed, 403},
+		{"meter role", env.Token("cis", platform("meter")), 403, 403, allowed, 403},
+		{"repository named as the org", env.Token("cis", hubtoken.Access{Type: "repository", Name: "acme", Actions: []string{"write", "read"}}), 403, 403, allowed, 403},
+		{"read only", env.Token("cis", servertest.Org("acme", "read")), allowed, 403, allowed, 403},
+		{"operator role", env.Token("cis", platform("operator")), allowed, 403, allowed, allowed},
+		{"write", env.Token("cis", w), allowed, allowed, allowed, 403},
+		{"org's owner", env.Token("cis", hubtoken.Access{Type: "org", Name: "acme", Actions: []string{"read", "write", "admin", "own"}}), allowed, allowed, allowed, 403},
+		{"platform's administrator", env.Token("cis", platform("admin")), 403, 403, allowed, allowed},
+		{"node role", env.Token("cis", platform("node")), allowed, allowed, allowed, 403},
 	}
 	for _, r := range server.Routes() {
 		for _, tk := range tokens {
 			t.Run(fmt.Sprintf("%s %s/%s", r.Method, r.Path, tk.name), func(t *testing.T) {
-				want := map[string]int{"read": tk.read, "write": tk.write, "": tk.anyToken}[r.Access]
+				want := map[string]int{"read": tk.read, "write": tk.write, "": tk.anyToken, "operator": tk.quotas}[r.Access]
 				if want == allowed && strings.HasSuffix(r.Path, "/watch") {
 					return // goes on for ever
 				}

@@ -39,6 +39,18 @@ type DB struct {
 
 // Open opens dsn: "postgres://…" or "sqlite:PATH" (a file, made when missing, WAL and synchronous=FULL).
 func Open(ctx context.Context, dsn string) (*DB, error) {
+	db, err := OpenLater(dsn)
+	if err != nil {
+		return nil, err
+	}
+	if err := db.PingContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s database: %w", db.Dialect, err), db.Close())
+	}
+	return db, nil
+}
+
+// OpenLater is Open of a database that may be out of reach now: the first statement finds out.
+func OpenLater(dsn string) (*DB, error) {
 	var (
 		db  *sql.DB
 		dia Dialect
@@ -58,9 +70,6 @@ func Open(ctx context.Context, dsn string) (*DB, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s database: %w", dia, err)
-	}
-	if err := db.PingContext(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s database: %w", dia, err), db.Close())
 	}
 	return &DB{DB: db, Dialect: dia}, nil
 }

@@ -160,7 +160,8 @@ func (h *Handler) patch(w http.ResponseWriter, r *http.Request, t target) error 
 	}
 	if err != nil {
 		if u != nil && u.Offset != offset && clientGone(r, err) {
-			return nil // what came is kept, and nobody is there to be told
+			w.WriteHeader(http.StatusNoContent) // what came is kept; there may be nobody to be told
+			return nil
 		}
 		if u != nil && offset != u.Offset && isOffset(err) {
 			return problem.New(problem.ErrConflict, "the upload is at %d, not at %d", u.Offset, offset) // tus asks for 409

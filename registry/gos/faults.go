@@ -61,8 +61,7 @@ const unavailableBody = `{"errors":[{"code":"UNAVAILABLE","message":"the registr
 // WriteHeader implements http.ResponseWriter.
 func (w *faultWriter) WriteHeader(status int) {
 	if w.wrote {
-		w.ResponseWriter.WriteHeader(status)
-		return
+		return // the core says first that the client has gone, and then its error
 	}
 	if status >= 200 {
 		w.wrote = true

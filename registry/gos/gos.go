@@ -41,6 +41,21 @@ type ObjectStore interface {
 	Delete(ctx context.Context, key string) error
 }
 
+// Creator is the ability of a store to take an object piece by piece from whoever has it, with no pipe between the two.
+type Creator interface {
+	// Create begins an object. The caller ends it by Commit or Abort.
+	Create(ctx context.Context, key string) (ObjectWriter, error)
+}
+
+// ObjectWriter is an object that is being written. It is for one goroutine, but for Abort, which any may call.
+type ObjectWriter interface {
+	io.Writer
+	// Commit makes what was written the object, which is durable and whole when it returns nil; else there is none.
+	Commit() error
+	// Abort leaves no object and ends a Write under way. Behind Commit, or once more, it does nothing.
+	Abort()
+}
+
 // Presigner is the ability of a store to let a client read an object by itself.
 type Presigner interface {
 	// Presign gives a URL at which the object can be read until ttl is over, or "" where clients cannot reach the store.

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"cumulet.io/internal/problem"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/registry/gos"
 	"cumulet.io/registry/gos/gostest"
 	"cumulet.io/registry/gos/tracker"
@@ -128,11 +129,15 @@ func (h *history) check(t *testing.T, lease time.Duration) (promised int) {
 // Random pushes, mounts, looks, pulls and deletes in three regions, with collectors at work in all of them and a clock
 // that runs: nothing that anyone relies on is collected, and in the end everything is.
 func TestCollectorSoak(t *testing.T) {
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) { collectorSoak(t, empty(t)) })
+}
+
+func collectorSoak(t *testing.T, address string) {
 	random := seeded(t)
 	const lease, presign = time.Hour, 10 * time.Minute
 	c := &clock{}
 	c.ms.Store(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli())
-	w := newWorld(t, tracker.Config{Lease: lease, Now: c.now}, "a", "b", "c")
+	w := newWorldOn(t, address, tracker.Config{Lease: lease, Now: c.now}, "a", "b", "c")
 	refs := &manifests{need: map[string]bool{}}
 	var nodes []*node
 	for _, s := range w.servers {

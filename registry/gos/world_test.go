@@ -26,6 +26,7 @@ import (
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/internal/testenv"
 	"cumulet.io/registry/gos"
 	"cumulet.io/registry/gos/s3"
@@ -198,22 +199,23 @@ func (l *lockedLog) Write(p []byte) (int, error) {
 
 func newWorld(t *testing.T, cfg tracker.Config, names ...string) *world {
 	t.Helper()
+	return newWorldOn(t, sqldbtest.SQLite(t), cfg, names...)
+}
+
+// newWorldOn has its tracker in the database at an address.
+func newWorldOn(t *testing.T, address string, cfg tracker.Config, names ...string) *world {
+	t.Helper()
 	w := &world{t: t, log: &lockedLog{}}
 	for _, name := range names {
 		u, dir := testenv.S3(t)
 		w.servers = append(w.servers, s3Server{name, u, dir})
 	}
+	w.db = sqldbtest.Open(t, address)
 	var err error
-	if w.db, err = sqldb.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "tracker.db")); err != nil {
-		t.Fatal(err)
-	}
 	if w.tracker, err = tracker.Open(t.Context(), w.db, cfg); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := w.db.Close(); err != nil {
-			t.Error(err)
-		}
 		if t.Failed() {
 			w.log.mu.Lock()
 			defer w.log.mu.Unlock()

@@ -29,14 +29,9 @@ func (r *Region) Put(ctx context.Context, owner string, src io.Reader) (digest.D
 		return "", 0, problem.Invalid("owner", "must not be empty", owner)
 	}
 	digester := digest.Canonical.Digester()
-	// A source's error is the caller's own, as that of a client that has gone: it is not the store's fault.
-	source := &sourceReader{r: io.TeeReader(src, digester.Hash())}
-	object, size, err := r.putObject(ctx, source, -1)
+	object, size, err := r.putObject(ctx, io.TeeReader(src, digester.Hash()), -1)
 	if err != nil {
-		if source.err != nil {
-			return "", 0, fmt.Errorf("store blob: %w", source.err)
-		}
-		return "", 0, err
+		return "", 0, fmt.Errorf("store blob: %w", err)
 	}
 	d := digester.Digest()
 	if err := r.cfg.Tracker.CommitBlob(ctx, d, size, object, owner); err != nil {
@@ -46,6 +41,7 @@ func (r *Region) Put(ctx context.Context, owner string, src io.Reader) (digest.D
 	return d, size, nil
 }
 
+// sourceReader remembers why the source of an object ended.
 type sourceReader struct {
 	r   io.Reader
 	err error
@@ -76,16 +72,21 @@ func (r *Region) Release(ctx context.Context, owner string, d digest.Digest) err
 	return err
 }
 
-// putObject stores an object of this region that the tracker knows as intended. After an error it is garbage.
+// putObject stores an object of this region that the tracker knows as intended. After an error it is garbage. An error of
+// src, as that of a client that has gone or of another region, is given as it is: it is not the store's fault.
 func (r *Region) putObject(ctx context.Context, src io.Reader, size int64) (tracker.Object, int64, error) {
 	o := tracker.Object{Region: r.cfg.Name, Key: NewKey()}
 	if err := r.cfg.Tracker.Intend(ctx, o, r.cfg.Tracker.Now().Add(writeTime)); err != nil {
 		note(ctx, err)
 		return o, 0, err
 	}
-	n, err := r.store.Put(ctx, o.Key, src, size)
+	source := &sourceReader{r: src}
+	n, err := r.store.Put(ctx, o.Key, source, size)
 	if err != nil {
 		r.discard(ctx, o)
+		if source.err != nil {
+			return o, 0, source.err
+		}
 		return o, 0, r.storeFault(ctx, err)
 	}
 	return o, n, nil
@@ -110,12 +111,11 @@ type Writer struct {
 	segments []tracker.Segment
 	size     int64
 
-	// What follows is of the object that is being written; pipe is nil when there is none.
-	pipe   *io.PipeWriter
+	// What follows is of the object that is being written; to is nil when there is none.
+	to     ObjectWriter
 	object tracker.Object
 	begun  int64
-	done   chan error
-	stop   func() bool
+	stop   func() // ends the watch over the request's end
 
 	closed bool
 	err    error
@@ -157,15 +157,16 @@ func (w *Writer) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if w.pipe == nil {
+	if w.to == nil {
 		if err := w.begin(); err != nil {
 			return 0, w.fail(err)
 		}
 	}
-	n, err := w.pipe.Write(p)
+	n, err := w.to.Write(p)
 	w.size += int64(n)
 	if err != nil {
-		return n, w.fail(w.finish())
+		w.abandon(w.ctx)
+		return n, w.fail(w.r.storeFault(context.WithoutCancel(w.ctx), err))
 	}
 	return n, nil
 }
@@ -177,45 +178,85 @@ func (w *Writer) begin() error {
 		note(w.ctx, err)
 		return err
 	}
-	pr, pw := io.Pipe()
-	w.pipe, w.begun, w.done = pw, w.size, make(chan error, 1)
 	// What a client sent before it went away is stored, so that it can go on from there: the request's end does not end
 	// the writing, its Close does. A writer that is never closed is cut off.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), writeTime)
-	var forgotten *time.Timer
-	var mu sync.Mutex
-	stop := context.AfterFunc(w.ctx, func() {
-		mu.Lock()
-		defer mu.Unlock()
-		forgotten = time.AfterFunc(closeTime, func() { pw.CloseWithError(context.Canceled) })
-	})
-	w.stop = func() bool {
-		stopped := stop()
-		mu.Lock()
-		defer mu.Unlock()
-		if forgotten != nil {
-			forgotten.Stop()
-		}
-		return stopped
+	to, err := create(context.WithoutCancel(w.ctx), w.r.store, w.object.Key)
+	if err != nil {
+		w.r.discard(w.ctx, w.object)
+		return w.r.storeFault(w.ctx, err)
 	}
-	key, store, done := w.object.Key, w.r.store, w.done
-	go func() {
-		defer cancel()
-		_, err := store.Put(ctx, key, pr, -1)
-		if err != nil {
-			pr.CloseWithError(err)
-		}
-		done <- err
-	}()
+	w.to, w.begun = to, w.size
+	w.stop = afterEnd(w.ctx, closeTime, to.Abort)
 	return nil
 }
 
-// finish ends the object that is being written, and gives what the store said.
+// afterEnd calls f a while after ctx is over, unless it is stopped before.
+func afterEnd(ctx context.Context, wait time.Duration, f func()) (stop func()) {
+	var mu sync.Mutex
+	var timer *time.Timer
+	stopped := false
+	unwatch := context.AfterFunc(ctx, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !stopped {
+			timer = time.AfterFunc(wait, f)
+		}
+	})
+	return func() {
+		unwatch()
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		if timer != nil {
+			timer.Stop()
+		}
+	}
+}
+
+// create begins an object of a store, by a pipe where the store wants a reader.
+func create(ctx context.Context, store ObjectStore, key string) (ObjectWriter, error) {
+	if c, ok := store.(Creator); ok {
+		return c.Create(ctx, key)
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTime)
+	pr, pw := io.Pipe()
+	p := &pipeWriter{PipeWriter: pw, done: make(chan struct{})}
+	go func() {
+		defer cancel()
+		defer close(p.done)
+		if _, err := store.Put(ctx, key, pr, -1); err != nil {
+			p.err = err
+			pr.CloseWithError(err)
+		}
+	}()
+	return p, nil
+}
+
+// pipeWriter is the writing end of a Put.
+type pipeWriter struct {
+	*io.PipeWriter
+	done chan struct{}
+	err  error // of Put, once done is closed
+}
+
+// Commit implements ObjectWriter.
+func (p *pipeWriter) Commit() error {
+	closeErr := p.Close()
+	<-p.done
+	return errors.Join(p.err, closeErr)
+}
+
+// Abort implements ObjectWriter.
+func (p *pipeWriter) Abort() {
+	p.CloseWithError(context.Canceled)
+	<-p.done
+}
+
+// finish ends the object that is being written.
 func (w *Writer) finish() error {
-	closeErr := w.pipe.Close()
-	err := errors.Join(<-w.done, closeErr)
+	err := w.to.Commit()
 	w.stop()
-	w.pipe = nil
+	w.to = nil
 	if err != nil {
 		w.r.discard(w.ctx, w.object)
 		return w.r.storeFault(context.WithoutCancel(w.ctx), err)
@@ -223,11 +264,16 @@ func (w *Writer) finish() error {
 	return nil
 }
 
+// abandon gives up the object that is being written.
+func (w *Writer) abandon(ctx context.Context) {
+	w.stop()
+	w.to.Abort()
+	w.to = nil
+	w.r.discard(ctx, w.object)
+}
+
 // fail makes every later call fail: what was written is not stored.
 func (w *Writer) fail(err error) error {
-	if err == nil {
-		err = problem.New(problem.ErrUnavailable, "the object store does not take the upload: try again")
-	}
 	if w.err == nil {
 		w.err = err
 		note(w.ctx, err)
@@ -238,7 +284,7 @@ func (w *Writer) fail(err error) error {
 
 // flush stores what was written as a segment.
 func (w *Writer) flush() error {
-	if w.pipe == nil {
+	if w.to == nil {
 		return w.err
 	}
 	if err := w.finish(); err != nil {
@@ -265,12 +311,8 @@ func (w *Writer) Close() error {
 // Cancel gives up the file.
 func (w *Writer) Cancel(ctx context.Context) error {
 	w.closed = true
-	if w.pipe != nil {
-		w.pipe.CloseWithError(context.Canceled)
-		<-w.done //nolint:errcheck // it was given up
-		w.stop()
-		w.pipe = nil
-		w.r.discard(ctx, w.object)
+	if w.to != nil {
+		w.abandon(ctx)
 	}
 	err := w.r.cfg.Tracker.Restart(context.WithoutCancel(ctx), w.path)
 	note(ctx, err)

@@ -72,8 +72,13 @@ func (h *logHook) Fire(e *logrus.Entry) error {
 	return h.logger.Handler().Handle(ctx, record)
 }
 
-// clientFault tells of entries that are about a request that was answered 4xx.
+// clientFault tells of entries that are about a request that was answered 4xx, or whose client has gone: what the core
+// writes about that, and about a body of another digest, it writes as its own errors.
 func clientFault(e *logrus.Entry) bool {
+	if strings.HasPrefix(e.Message, "client disconnected during ") || e.Data["err.detail"] == "client disconnected" ||
+		e.Message == "canonical digest does match provided digest" {
+		return true
+	}
 	if _, ok := e.Data["http.request.method"]; !ok {
 		return false
 	}

@@ -1,9 +1,12 @@
 package oci
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"fmt"
+	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -11,9 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/distribution/reference"
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/opencontainers/go-digest"
+	"github.com/sirupsen/logrus"
 
 	"cumulet.io/registry/hubtoken"
 )
@@ -176,5 +181,31 @@ func TestAddress(t *testing.T) {
 	r := httptest.NewRequest(http.MethodGet, "/", nil)
 	if got := addressOf(r); got != "192.0.2.1" {
 		t.Errorf("address %q", got)
+	}
+}
+
+// What a client does wrong is no error of the server.
+func TestLogLevels(t *testing.T) {
+	var out bytes.Buffer
+	hook := &logHook{slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	for _, tc := range []struct {
+		level   logrus.Level
+		message string
+		data    logrus.Fields
+		logged  bool
+	}{
+		{logrus.ErrorLevel, "client disconnected during blob PATCH", logrus.Fields{"error": io.ErrUnexpectedEOF, "http.request.method": "PATCH"}, false},
+		{logrus.ErrorLevel, "response completed with error", logrus.Fields{"http.request.method": "PUT", "err.code": errcode.ErrorCodeUnknown, "err.detail": "client disconnected"}, false},
+		{logrus.ErrorLevel, "canonical digest does match provided digest", nil, false},
+		{logrus.ErrorLevel, "response completed with error", logrus.Fields{"http.request.method": "PUT", "err.code": errcode.ErrorCodeDigestInvalid}, false},
+		{logrus.ErrorLevel, "response completed with error", logrus.Fields{"http.request.method": "PUT", "err.code": errcode.ErrorCodeUnknown, "err.detail": "the disk is full"}, true},
+		{logrus.ErrorLevel, "error creating upload", nil, true},
+		{logrus.WarnLevel, "error authorizing context", logrus.Fields{"http.request.method": "GET"}, false},
+		{logrus.WarnLevel, "something of the storage", nil, true},
+	} {
+		out.Reset()
+		if err := hook.Fire(&logrus.Entry{Level: tc.level, Message: tc.message, Data: tc.data}); err != nil || (out.Len() > 0) != tc.logged {
+			t.Errorf("%s %v: %q %v", tc.message, tc.data, out.String(), err)
+		}
 	}
 }

@@ -171,6 +171,12 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	if s.storage, err = openStorage(ctx, cfg); err != nil {
 		return nil, err
 	}
+	// A node starts without its tracker, and serves what its replica knows; but an index is not filled from a part.
+	if complete, err := s.index.Complete(ctx); err != nil || !complete {
+		if err = errors.Join(err, s.storage.Check(ctx)); err != nil {
+			return nil, errors.Join(err, s.storage.Close())
+		}
+	}
 	if err := s.openContent(ctx, outbox); err != nil {
 		return nil, errors.Join(err, s.storage.Close())
 	}

@@ -1,9 +1,11 @@
 package server_test
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -14,8 +16,10 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"github.com/opencontainers/go-digest"
 
 	"cumulet.io/internal/sqldb"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/internal/testenv"
 	"cumulet.io/registry/gos"
 	"cumulet.io/registry/gos/dir"
@@ -186,5 +190,110 @@ func TestTrackerDown(t *testing.T) {
 	line.set(false)
 	testenv.Eventually(t, time.Minute, func() error {
 		return remote.Write(h.ref(t, "acme/web:2"), randomImage(t), as(t, "wendy")...)
+	})
+}
+
+// A node that starts while its tracker is down serves what it has, refuses what it cannot know, and does all of its work
+// when the tracker is back.
+func TestStartWithoutTracker(t *testing.T) {
+	line, dsn := newSocketLine(t, testenv.Postgres(t))
+	replica := filepath.Join(t.TempDir(), "replica.db")
+	store, err := dir.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	storage := func(late bool) gos.Config {
+		db, err := sqldb.OpenLater(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := db.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		tr, err := tracker.Open(t.Context(), db, tracker.Config{Late: late})
+		if err != nil {
+			t.Fatal(err)
+		}
+		copied, err := tracker.Open(t.Context(), sqldbtest.Open(t, "sqlite:"+replica), tracker.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return gos.Config{Name: "here", Stores: map[string]gos.ObjectStore{"here": store}, Tracker: tr, Replica: copied}
+	}
+	var cfg server.Config
+	h := startHub(t, func(c *server.Config) {
+		c.Storage = storage(false)
+		cfg = *c
+	})
+	img := randomImage(t)
+	if err := remote.Write(h.ref(t, "acme/web:1"), img, as(t, "wendy")...); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Storage().Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	line.set(true)
+	cfg.Storage = storage(true)
+	node, err := server.New(t.Context(), cfg)
+	if err != nil {
+		t.Fatalf("start with the tracker down: %v", err)
+	}
+	front := httptest.NewServer(node)
+	t.Cleanup(func() {
+		front.Close()
+		if err := node.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	// Tokens are the first node's: both have the same keys.
+	bearer := h.bearer("wendy", "repository:acme/web:pull,push")
+	ask := func(method, path string) (int, []byte) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, front.URL+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", bearer)
+		resp, err := front.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, body
+	}
+	if status, body := ask(http.MethodGet, "/v2/acme/web/manifests/1"); status != http.StatusOK || digest.FromBytes(body).String() != digestOf(t, img).String() {
+		t.Errorf("manifest with the tracker down: %d %.200s", status, body)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range layers {
+		d, err := l.Digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status, body := ask(http.MethodGet, "/v2/acme/web/blobs/"+d.String()); status != http.StatusOK || digest.FromBytes(body).String() != d.String() {
+			t.Errorf("layer with the tracker down: %d, %d bytes", status, len(body))
+		}
+	}
+	if status, body := ask(http.MethodPost, "/v2/acme/web/blobs/uploads/"); status != http.StatusServiceUnavailable {
+		t.Errorf("push with the tracker down: %d %.200s", status, body)
+	}
+	if err := node.Check(t.Context()); err == nil {
+		t.Error("the node is ready without its tracker")
+	}
+	line.set(false)
+	testenv.Eventually(t, time.Minute, func() error {
+		if status, body := ask(http.MethodPost, "/v2/acme/web/blobs/uploads/"); status != http.StatusAccepted {
+			return fmt.Errorf("push with the tracker back: %d %.200s", status, body)
+		}
+		return node.Check(t.Context())
 	})
 }

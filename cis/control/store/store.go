@@ -73,6 +73,9 @@ type Store struct {
 	usage map[string]Usage  // by org, of live
 	total Usage
 
+	quotas  map[string]cis.Quota // by org, as set; under mu
+	quotaMu sync.Mutex
+
 	// published is the version up to which everything is committed and in the cache; pruned the highest removed one.
 	published, pruned atomic.Int64
 
@@ -113,7 +116,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open instance store: %w", err)
 	}
 	s := &Store{cfg: cfg, db: cfg.DB, seal: seal, stmts: map[string]*sql.Stmt{}, live: map[string]*entry{},
-		usage: map[string]Usage{}, feeds: map[string]map[*feed]struct{}{}}
+		usage: map[string]Usage{}, quotas: map[string]cis.Quota{}, feeds: map[string]map[*feed]struct{}{}}
 	if err := s.db.Migrate(ctx, "cis", migrations, "migrations"); err != nil {
 		return nil, fmt.Errorf("open instance store: %w", err)
 	}
@@ -121,6 +124,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open instance store: %w", err)
 	}
 	if err := s.load(ctx); err != nil {
+		return nil, fmt.Errorf("open instance store: %w", err)
+	}
+	if err := s.loadQuotas(ctx); err != nil {
 		return nil, fmt.Errorf("open instance store: %w", err)
 	}
 	if err := s.prepare(ctx); err != nil {

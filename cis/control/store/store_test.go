@@ -28,7 +28,7 @@ func TestConformance(t *testing.T) {
 	suites := []struct {
 		name string
 		run  func(t *testing.T, open func() *sqldb.DB)
-	}{{"store", testStore}, {"sealed", testSealed}, {"list", testList}, {"events", testEvents}, {"prune", testPrune}}
+	}{{"store", testStore}, {"sealed", testSealed}, {"list", testList}, {"events", testEvents}, {"prune", testPrune}, {"quotas", testQuotas}}
 	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
 		for _, suite := range suites {
 			t.Run(suite.name, func(t *testing.T) {

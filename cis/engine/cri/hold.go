@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -58,7 +59,7 @@ func (h *heldConn) start() error {
 	}
 	f := os.NewFile(uintptr(fd), "connection")
 	defer f.Close()                                                                                     //nolint:errcheck // the holder has its own
-	cmd := exec.Command("/bin/sh", "-c", "read -r _; exec sleep "+strconv.Itoa(int(holdFor.Seconds()))) //nolint:gosec // a constant
+	cmd := exec.CommandContext(context.Background(), "/bin/sh", "-c", "read -r _; exec sleep "+strconv.Itoa(int(holdFor.Seconds()))) //nolint:gosec // a constant
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{f}

@@ -96,7 +96,7 @@ func Root(env Env) *cobra.Command {
 	root.AddCommand(a.login(), a.logout(), a.run(), a.ps(), a.describe(), a.logs(), a.exec(), a.rm(), a.events(),
 		a.bill(), a.sizes(), a.version())
 	root.AddCommand(a.account(), a.orgs(), a.members(), a.teams(), a.repo(), a.robots(), a.apikeys(), a.audit())
-	root.AddCommand(a.webhook(), a.image(), a.file())
+	root.AddCommand(a.webhook(), a.image(), a.file(), a.quotas())
 	a.addRepoImages(root)
 	return root
 }

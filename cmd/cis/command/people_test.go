@@ -2,6 +2,7 @@ package command
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"log/slog"
@@ -29,6 +30,8 @@ type platform struct {
 	url string
 	dir string
 	reg *server.Server
+	// control is the container instance service's address, where there is one.
+	control string
 }
 
 func startPlatform(t *testing.T, options ...func(*server.Config)) *platform {
@@ -53,7 +56,7 @@ func startPlatform(t *testing.T, options ...func(*server.Config)) *platform {
 	mux := http.NewServeMux()
 	mux.Handle("/", p.reg)
 	mux.HandleFunc("GET /v1/discovery", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(session.Endpoints{Registry: p.url, Control: p.url, Logs: p.url, Billing: p.url})
+		_ = json.NewEncoder(w).Encode(session.Endpoints{Registry: p.url, Control: cmp.Or(p.control, p.url), Logs: p.url, Billing: p.url})
 	})
 	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}}
 	srv.Start()

@@ -19,14 +19,17 @@ const storageCheckTime = 30 * time.Second
 func (p *process) storage(ctx context.Context, db *sqldb.DB, dsn string) (gos.Config, error) {
 	c := p.cfg.Registry.Storage
 	out := gos.Config{Name: c.Region, SpoolDir: c.SpoolDir, Stores: map[string]gos.ObjectStore{}}
-	if c.Tracker != dsn {
-		var err error
-		if db, err = p.database(ctx, c.Tracker); err != nil {
+	// A tracker of its own may be out of reach at the start, too; then the replica serves what it knows.
+	late := c.Tracker != dsn
+	var err error
+	if late {
+		if db, err = sqldb.OpenLater(c.Tracker); err != nil {
 			return out, fmt.Errorf("registry.storage.tracker: %w", err)
 		}
+		p.close = append(p.close, db.Close)
+		late = db.Dialect == sqldb.Postgres && len(c.Regions) > 0 // else there is no replica
 	}
-	var err error
-	if out.Tracker, err = tracker.Open(ctx, db, tracker.Config{}); err != nil {
+	if out.Tracker, err = tracker.Open(ctx, db, tracker.Config{Late: late}); err != nil {
 		return out, err
 	}
 	if len(c.Regions) == 0 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"testing"
 )
 
@@ -13,7 +14,7 @@ func image(payload []byte) []byte {
 	b[offsetSectors] = 1
 	copy(b[offsetMagic:], "HdrS")
 	binary.LittleEndian.PutUint32(b[offsetPayload+4:], uint32(len(payload)))
-	return append(b, payload...)
+	return slices.Concat(b, payload)
 }
 
 func TestUnpackKernelErrors(t *testing.T) {

@@ -18,7 +18,9 @@ disable_selinux = true
 disable_guest_selinux = true
 
 [agent.kata]
-dial_timeout = 60
+# The agent's socket is there when a machine has started, and gone when it has ended:
+# a shim that looks for it then, looks in vain and can be asked nothing meanwhile.
+dial_timeout = 2
 
 [runtime]
 # The service joins the pod's network to the machine; the shim has no part in it.

@@ -81,7 +81,8 @@ type Service struct {
 	config Config
 	log    *slog.Logger
 	ctx    context.Context // of Run
-	sweeps sync.WaitGroup  // what is to be done after a shim was killed
+	// watches are those for shims' ends, and what is to be done after one.
+	watches sync.WaitGroup
 
 	mu   sync.Mutex
 	vms  map[string]*vm
@@ -124,7 +125,7 @@ func Run(ctx context.Context, c Config) error {
 	s.log.Info("serving", "socket", c.Socket)
 	err = s.accept(ctx, l)
 	s.stopAll()
-	s.sweeps.Wait()
+	s.watches.Wait()
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -259,6 +260,7 @@ func (p *peer) CreateVM(_ context.Context, r *pb.CreateVMRequest) (*pb.CreateVMR
 		return nil, err
 	}
 	p.vms[r.Id] = v
+	p.watches.Go(v.watchShim)
 	v.log.Info("created", "shim", v.shim, "netns", v.netns, "memoryMiB", v.memory, "cpus", v.cpus)
 	return &pb.CreateVMResponse{AgentSocketPath: v.path(agentSocket)}, nil
 }
@@ -302,6 +304,7 @@ func (s *Service) remove(v *vm) error {
 		return nil
 	}
 	delete(s.vms, v.id)
+	v.shimFD.Close()
 	return removeDir(v.dir)
 }
 

@@ -57,7 +57,7 @@ type vm struct {
 	dir          string
 	netns        string
 	shim         int
-	shimFD       *os.File // a pidfd, readable when the shim has ended
+	shimFD       *os.File // a pidfd, readable when the shim has ended; closed when the machine is removed
 	bundles      string   // containerd's directory of the namespace's bundles
 	memory, cpus int
 
@@ -117,16 +117,18 @@ func (v *vm) makeDir() error {
 	v.shimFD = os.NewFile(uintptr(fd), "shim")
 	// The shim's working directory is its sandbox's bundle.
 	bundle, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", v.shim))
+	if err == nil {
+		v.bundles = filepath.Dir(bundle)
+		err = os.Mkdir(v.dir, 0o700)
+	}
+	if err == nil {
+		err = os.Mkdir(v.path(shareDir), 0o755)
+	}
 	if err != nil {
 		v.shimFD.Close()
-		return fmt.Errorf("find the bundle: %w", err)
+		return fmt.Errorf("make the machine's directory: %w", err)
 	}
-	v.bundles = filepath.Dir(bundle)
-	if err := os.Mkdir(v.dir, 0o700); err != nil {
-		v.shimFD.Close()
-		return err
-	}
-	return os.Mkdir(v.path(shareDir), 0o755)
+	return nil
 }
 
 // start starts everything, and returns when the agent has its network.
@@ -169,7 +171,6 @@ func (v *vm) assemble() error {
 		return err
 	}
 	v.shares = &shares{vm: v.id, dir: v.path(shareDir), bundles: v.bundles, space: v.space}
-	v.tasks.Go(v.watchShim)
 	if err := v.startVirtiofsd(); err != nil {
 		return err
 	}
@@ -203,10 +204,11 @@ func (v *vm) run(name, logFile string, args []string, files []*os.File) error {
 	return nil
 }
 
+// watchShim waits for the shim's end, which is the machine's, whatever of it there is by then; or until it is removed.
 func (v *vm) watchShim() {
 	raw, err := v.shimFD.SyscallConn()
 	if err != nil {
-		return // closed: the machine has been stopped
+		return // closed: the machine has been removed
 	}
 	// A pidfd is readable when its process has ended.
 	ended := false
@@ -219,13 +221,11 @@ func (v *vm) watchShim() {
 	if err != nil || !ended {
 		return
 	}
-	go func() {
-		v.stop("its shim has ended")
-		if err := v.service.remove(v); err != nil {
-			v.log.Error("remove failed", "error", err)
-		}
-		v.service.sweeps.Go(func() { v.service.sweep(v) })
-	}()
+	v.stop("its shim has ended")
+	if err := v.service.remove(v); err != nil {
+		v.log.Error("remove failed", "error", err)
+	}
+	v.service.sweep(v)
 }
 
 // startVsock listens for QEMU to connect for the socket device.
@@ -324,7 +324,6 @@ func (v *vm) stop(why string) {
 		if v.vsock != nil {
 			v.vsock.Close()
 		}
-		v.shimFD.Close()
 		v.tasks.Wait()
 		if err := errors.Join(v.network.leave(), v.shares.releaseAll(), v.space.leave()); err != nil {
 			v.log.Error("stop left something", "error", err)

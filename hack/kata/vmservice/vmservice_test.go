@@ -1,13 +1,16 @@
 package vmservice
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	pb "github.com/kata-containers/kata-containers/src/runtime/protocols/hypervisor"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -217,6 +220,40 @@ func TestConsoleIsBounded(t *testing.T) {
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { return len(b), nil }
+
+// A machine goes with its shim: before its start, and when it has been stopped already, as by a start that failed.
+func TestGoesWithItsShim(t *testing.T) {
+	for name, before := range map[string]func(*vm){"created": func(*vm) {}, "stopped": func(v *vm) { v.stop("the test has it so") }} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			s := &Service{config: Config{StateDir: t.TempDir(), MemoryMiB: 256}, log: slog.New(slog.NewTextHandler(t.Output(), nil)), ctx: ctx, vms: map[string]*vm{}}
+			shim := exec.Command("sleep", "1000")
+			if err := shim.Start(); err != nil {
+				t.Fatal(err)
+			}
+			p := &peer{s, shim.Process.Pid}
+			if _, err := p.CreateVM(ctx, &pb.CreateVMRequest{Id: "machine"}); err != nil {
+				t.Fatal(err)
+			}
+			before(s.vm("machine"))
+			if err := shim.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = shim.Wait() // it was killed
+			for deadline := time.Now().Add(20 * time.Second); s.vm("machine") != nil; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the machine is still known")
+				}
+			}
+			cancel() // there is nobody else who could leave something
+			s.watches.Wait()
+			if left, err := os.ReadDir(s.config.StateDir); err != nil || len(left) > 0 {
+				t.Errorf("left: %v, %v", left, err)
+			}
+		})
+	}
+}
 
 func TestKataConfig(t *testing.T) {
 	c := KataConfig("/run/x.sock", 300)

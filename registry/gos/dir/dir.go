@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"cumulet.io/registry/gos"
@@ -28,6 +29,7 @@ type Store struct{ root string }
 var (
 	_ gos.ObjectStore = (*Store)(nil)
 	_ gos.FileOpener  = (*Store)(nil)
+	_ gos.Creator     = (*Store)(nil)
 )
 
 // Open makes the directory where it is missing and removes what killed processes left in it a week ago.
@@ -56,48 +58,123 @@ func (s *Store) path(key string) (string, error) {
 }
 
 // Put implements gos.ObjectStore.
-func (s *Store) Put(ctx context.Context, key string, r io.Reader, size int64) (n int64, err error) {
-	path, err := s.path(key)
+func (s *Store) Put(ctx context.Context, key string, r io.Reader, size int64) (int64, error) {
+	return s.put(ctx, key, size, func(p *partial) (int64, error) { return io.Copy(p, r) })
+}
+
+// put stores what fill writes.
+func (s *Store) put(ctx context.Context, key string, size int64, fill func(*partial) (int64, error)) (int64, error) {
+	p, err := s.create(key)
 	if err != nil {
 		return 0, err
 	}
+	n, err := fill(p)
+	if err == nil && size >= 0 && n != size {
+		err = fmt.Errorf("%d bytes came, not %d: %w", n, size, io.ErrUnexpectedEOF)
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		p.Abort()
+		return n, fmt.Errorf("put object: %w", err)
+	}
+	return n, p.Commit()
+}
+
+// Create implements gos.Creator.
+func (s *Store) Create(_ context.Context, key string) (gos.ObjectWriter, error) { return s.create(key) }
+
+func (s *Store) create(key string) (*partial, error) {
+	path, err := s.path(key)
+	if err != nil {
+		return nil, err
+	}
 	f, err := os.CreateTemp(filepath.Join(s.root, partials), "put-")
 	if err != nil {
-		return 0, fmt.Errorf("put object: %w", err)
+		return nil, fmt.Errorf("put object: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-			err = fmt.Errorf("put object: %w", err)
-		}
-	}()
-	if n, err = io.Copy(f, r); err != nil {
-		return n, err
+	return &partial{store: s, path: path, file: f}, nil
+}
+
+// partial is an object that is being written.
+type partial struct {
+	store *Store
+	path  string
+	file  *os.File
+
+	mu    sync.Mutex
+	ended bool
+}
+
+// writeSize is what is written to a file at once. For more, Linux looks for pages of an order above 3, for which it
+// compacts memory: that costs more than the calls that are saved.
+const writeSize = 32 << 10
+
+// Write implements io.Writer.
+func (p *partial) Write(b []byte) (n int, err error) {
+	for len(b) > 0 && err == nil {
+		var written int
+		written, err = p.file.Write(b[:min(len(b), writeSize)])
+		n, b = n+written, b[written:]
 	}
-	if size >= 0 && n != size {
-		return n, fmt.Errorf("%d bytes came, not %d: %w", n, size, io.ErrUnexpectedEOF)
+	return n, err
+}
+
+// Commit implements gos.ObjectWriter.
+func (p *partial) Commit() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return errors.New("put object: it was given up")
 	}
-	if err := ctx.Err(); err != nil {
-		return n, err
+	p.ended = true
+	if err := p.commit(); err != nil {
+		p.remove()
+		return fmt.Errorf("put object: %w", err)
 	}
-	if err := f.Sync(); err != nil {
-		return n, err
+	return nil
+}
+
+func (p *partial) commit() error {
+	if err := p.file.Sync(); err != nil {
+		return err
 	}
-	if err := f.Close(); err != nil {
-		return n, err
+	if err := p.file.Close(); err != nil {
+		return err
 	}
-	if err := s.makeShard(filepath.Dir(path)); err != nil {
-		return n, err
+	shard := filepath.Dir(p.path)
+	if err := p.store.makeShard(shard); err != nil {
+		return err
 	}
 	// A key is written once: a second object under it would be a fault of the caller.
-	if err := os.Link(f.Name(), path); err != nil {
-		return n, err
+	if err := os.Link(p.file.Name(), p.path); err != nil {
+		return err
 	}
-	if err := os.Remove(f.Name()); err != nil {
-		return n, err
+	err := os.Remove(p.file.Name())
+	if err == nil {
+		err = syncDir(shard)
 	}
-	return n, syncDir(filepath.Dir(path))
+	if err != nil {
+		os.Remove(p.path)
+	}
+	return err
+}
+
+// Abort implements gos.ObjectWriter.
+func (p *partial) Abort() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ended {
+		p.ended = true
+		p.remove()
+	}
+}
+
+// remove leaves nothing, or what Open finds a week later.
+func (p *partial) remove() {
+	p.file.Close()
+	os.Remove(p.file.Name())
 }
 
 func (s *Store) makeShard(dir string) error {
@@ -175,18 +252,24 @@ func (s *Store) Stat(_ context.Context, key string) (int64, error) {
 	return info.Size(), nil
 }
 
-// Compose implements gos.ObjectStore.
+// Compose implements gos.ObjectStore. The kernel copies.
 func (s *Store) Compose(ctx context.Context, key string, parts []string) (int64, error) {
-	readers := make([]io.Reader, 0, len(parts))
-	for _, part := range parts {
-		f, err := s.OpenFile(ctx, part)
-		if err != nil {
-			return 0, fmt.Errorf("compose object: %w", err)
+	return s.put(ctx, key, -1, func(p *partial) (n int64, err error) {
+		for _, part := range parts {
+			f, err := s.OpenFile(ctx, part)
+			if err != nil {
+				return n, err
+			}
+			got, err := io.Copy(p.file, f)
+			if n += got; err != nil {
+				return n, errors.Join(err, f.Close())
+			}
+			if err := f.Close(); err != nil {
+				return n, err
+			}
 		}
-		defer f.Close()
-		readers = append(readers, f)
-	}
-	return s.Put(ctx, key, io.MultiReader(readers...), -1)
+		return n, nil
+	})
 }
 
 // Delete implements gos.ObjectStore.

@@ -9,8 +9,7 @@ import (
 	storagedriver "github.com/distribution/distribution/v3/registry/storage/driver"
 	"github.com/distribution/distribution/v3/registry/storage/driver/testsuites"
 
-	"cumulet.io/internal/sqldb"
-	"cumulet.io/internal/testenv"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/registry/gos"
 	"cumulet.io/registry/gos/dir"
 	"cumulet.io/registry/gos/driver"
@@ -19,10 +18,7 @@ import (
 
 func region(t *testing.T, dsn string) *gos.Region {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
+	db := sqldbtest.Open(t, dsn)
 	tr, err := tracker.Open(t.Context(), db, tracker.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -37,9 +33,6 @@ func region(t *testing.T, dsn string) *gos.Region {
 	}
 	t.Cleanup(func() {
 		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-		if err := db.Close(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -58,12 +51,40 @@ func TestMain(m *testing.M) {
 // The core's own suite, on both databases. Most of its time it sleeps; but two at once would disturb each other, since it
 // appends to the random content that all of its tests share.
 func TestSuite(t *testing.T) {
-	t.Run("sqlite", func(t *testing.T) {
-		r := region(t, "sqlite:"+filepath.Join(t.TempDir(), "gos.db"))
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
+		r := region(t, empty(t))
 		testsuites.Driver(t, func() (storagedriver.StorageDriver, error) { return driver.New(r), nil }, false)
 	})
-	t.Run("postgres", func(t *testing.T) {
-		r := region(t, testenv.Postgres(t))
-		testsuites.Driver(t, func() (storagedriver.StorageDriver, error) { return driver.New(r), nil }, false)
-	})
+}
+
+// The state of an upload's hash is written when there is something to be remembered, once.
+func TestHashStates(t *testing.T) {
+	r := region(t, sqldbtest.SQLite(t))
+	d := driver.New(r)
+	const dir = "/docker/registry/v2/repositories/acme/web/_uploads/1/hashstates/sha256"
+	written := func() int {
+		t.Helper()
+		files, err := r.List(t.Context(), dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(files)
+	}
+	for _, tc := range []struct {
+		offset, content string
+		files           int
+	}{{"0", "none", 0}, {"7", "seven", 1}, {"7", "seven", 1}, {"7", "other", 1}, {"9", "nine", 2}} {
+		if err := d.PutContent(t.Context(), dir+"/"+tc.offset, []byte(tc.content)); err != nil {
+			t.Fatal(err)
+		}
+		if n := written(); n != tc.files {
+			t.Errorf("%s at %s: %d files, want %d", tc.content, tc.offset, n, tc.files)
+		}
+		if tc.offset == "0" {
+			continue
+		}
+		if got, err := d.GetContent(t.Context(), dir+"/"+tc.offset); err != nil || string(got) != tc.content {
+			t.Errorf("%s at %s: %q, %v", tc.content, tc.offset, got, err)
+		}
+	}
 }

@@ -161,6 +161,9 @@ func Run(t *testing.T, store gos.ObjectStore) {
 			t.Errorf("of missing parts: %v", err)
 		}
 	})
+	if creator, ok := store.(gos.Creator); ok {
+		t.Run("piece by piece", func(t *testing.T) { runCreator(t, store, creator) })
+	}
 	t.Run("concurrent", func(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 16 {
@@ -188,4 +191,83 @@ func Run(t *testing.T, store gos.ObjectStore) {
 		}
 		wg.Wait()
 	})
+}
+
+func runCreator(t *testing.T, store gos.ObjectStore, creator gos.Creator) {
+	ctx := t.Context()
+	begin := func(t *testing.T, pieces ...[]byte) (string, gos.ObjectWriter) {
+		t.Helper()
+		key := gos.NewKey()
+		w, err := creator.Create(ctx, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range pieces {
+			if n, err := w.Write(p); err != nil || n != len(p) {
+				t.Fatalf("write %d bytes: %d, %v", len(p), n, err)
+			}
+			if _, err := store.Stat(ctx, key); !errors.Is(err, gos.ErrNoObject) {
+				t.Errorf("an object is there before its commit (%v)", err)
+			}
+		}
+		return key, w
+	}
+	none := func(t *testing.T, key string) {
+		t.Helper()
+		if _, err := store.Stat(ctx, key); !errors.Is(err, gos.ErrNoObject) {
+			t.Errorf("an object is there (%v)", err)
+		}
+	}
+	for _, sizes := range [][]int{{}, {0}, {1}, {70_000, 1, 0, 9 << 20}} {
+		var pieces [][]byte
+		for i, n := range sizes {
+			pieces = append(pieces, Bytes(uint64(i+200), n))
+		}
+		key, w := begin(t, pieces...)
+		if err := w.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		w.Abort() // too late
+		r, err := store.Get(ctx, key, 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if err != nil || !bytes.Equal(got, bytes.Join(pieces, nil)) {
+			t.Errorf("%v: %d other bytes, %v", sizes, len(got), err)
+		}
+		if err := errors.Join(r.Close(), store.Delete(ctx, key)); err != nil {
+			t.Error(err)
+		}
+	}
+	key, w := begin(t, Bytes(1, 100_000))
+	w.Abort()
+	w.Abort()
+	if err := w.Commit(); err == nil {
+		t.Error("what was given up was committed")
+	}
+	if _, err := w.Write([]byte("x")); err == nil {
+		t.Error("what was given up was written to")
+	}
+	none(t, key)
+
+	// Abort by another, while pieces come.
+	key, w = begin(t)
+	done := make(chan error)
+	go func() {
+		for {
+			if _, err := w.Write(Bytes(2, 10_000)); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	w.Abort()
+	if err := <-done; err == nil {
+		t.Error("the write goes on")
+	}
+	none(t, key)
+	if _, err := creator.Create(ctx, "../../etc/passwd"); err == nil {
+		t.Error("a bad key was taken")
+	}
 }

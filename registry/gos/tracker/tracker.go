@@ -12,6 +12,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"cumulet.io/internal/problem"
@@ -30,6 +31,9 @@ type Config struct {
 	Timeout time.Duration
 	// Now is the clock; nil is time.Now. All nodes' clocks must agree to well under half a lease.
 	Now func() time.Time
+	// Late is for a database that may be out of reach now: the first call that reaches it brings the schema up to date,
+	// and until then calls are refused as problem.ErrUnavailable.
+	Late bool
 }
 
 // Tracker is the tables. Safe for concurrent use, also by several processes. Errors are problem.ErrNotFound,
@@ -44,9 +48,12 @@ type Tracker struct {
 	writing chan struct{}
 	// bytewise orders paths by bytes on either dialect.
 	bytewise string
+	// migrating lets one bring the schema up to date, which current then says it is.
+	migrating chan struct{}
+	current   atomic.Bool
 }
 
-// Open brings the schema up to date. The caller keeps db open, and closes it later.
+// Open brings the schema up to date, unless it is to be done later. The caller keeps db open, and closes it later.
 func Open(ctx context.Context, db *sqldb.DB, cfg Config) (*Tracker, error) {
 	t := &Tracker{db: db, lease: cfg.Lease, timeout: cfg.Timeout, now: cfg.Now}
 	if t.lease <= 0 {
@@ -58,19 +65,46 @@ func Open(ctx context.Context, db *sqldb.DB, cfg Config) (*Tracker, error) {
 	if t.now == nil {
 		t.now = time.Now
 	}
-	if err := db.Migrate(ctx, "gos", migrations, "migrations"); err != nil {
+	t.migrating = make(chan struct{}, 1)
+	switch db.Dialect {
+	case sqldb.SQLite:
+		t.writing = make(chan struct{}, 1)
+	case sqldb.Postgres:
+		t.bytewise = ` COLLATE "C"`
+	}
+	if cfg.Late {
+		return t, nil
+	}
+	if err := t.migrate(ctx); err != nil {
 		return nil, err
 	}
-	if db.Dialect == sqldb.SQLite {
-		t.writing = make(chan struct{}, 1)
+	return t, nil
+}
+
+// migrate brings the schema up to date, once.
+func (t *Tracker) migrate(ctx context.Context) error {
+	if t.current.Load() {
+		return nil
 	}
-	if db.Dialect == sqldb.Postgres {
-		t.bytewise = ` COLLATE "C"`
-		if _, err := db.ExecContext(ctx, `CREATE INDEX IF NOT EXISTS gos_files_bytewise ON gos_files (path COLLATE "C")`); err != nil && !sqldb.IsUnique(err) {
-			return nil, fmt.Errorf("migrate gos: %w", err)
+	select {
+	case t.migrating <- struct{}{}:
+		defer func() { <-t.migrating }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if t.current.Load() {
+		return nil
+	}
+	if err := t.db.Migrate(ctx, "gos", migrations, "migrations"); err != nil {
+		return err
+	}
+	if t.db.Dialect == sqldb.Postgres {
+		if _, err := t.db.ExecContext(ctx, `CREATE INDEX IF NOT EXISTS gos_files_bytewise ON gos_files (path COLLATE "C")`); err != nil && !sqldb.IsUnique(err) {
+			return fmt.Errorf("migrate gos: %w", err)
 		}
 	}
-	return t, nil
+	t.current.Store(true)
+	return nil
 }
 
 // Lease is the configured lease.
@@ -98,7 +132,10 @@ var errNotFound = problem.New(problem.ErrNotFound, "the tracker has no such thin
 func (t *Tracker) call(ctx context.Context, operation string, f func(context.Context) error) error {
 	bounded, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
-	err := f(bounded)
+	err := t.migrate(bounded)
+	if err == nil {
+		err = f(bounded)
+	}
 	switch {
 	case err == nil:
 		return nil

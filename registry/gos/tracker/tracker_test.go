@@ -3,7 +3,6 @@ package tracker_test
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,8 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"cumulet.io/internal/problem"
-	"cumulet.io/internal/sqldb"
-	"cumulet.io/internal/testenv"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/registry/gos/tracker"
 )
 
@@ -27,15 +25,7 @@ const lease = time.Hour
 
 func open(t *testing.T, dsn string, c *clock) *tracker.Tracker {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	db := sqldbtest.Open(t, dsn)
 	tr, err := tracker.Open(t.Context(), db, tracker.Config{Lease: lease, Now: c.now})
 	if err != nil {
 		t.Fatal(err)
@@ -45,18 +35,10 @@ func open(t *testing.T, dsn string, c *clock) *tracker.Tracker {
 
 // both runs a test on either database.
 func both(t *testing.T, f func(t *testing.T, tr *tracker.Tracker, c *clock)) {
-	newClock := func() *clock {
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
 		c := &clock{}
 		c.ms.Store(1_700_000_000_000)
-		return c
-	}
-	t.Run("sqlite", func(t *testing.T) {
-		c := newClock()
-		f(t, open(t, "sqlite:"+filepath.Join(t.TempDir(), "t.db"), c), c)
-	})
-	t.Run("postgres", func(t *testing.T) {
-		c := newClock()
-		f(t, open(t, testenv.Postgres(t), c), c)
+		f(t, open(t, empty(t), c), c)
 	})
 }
 
@@ -242,7 +224,7 @@ func TestSegmentsAndMove(t *testing.T) {
 func TestReplica(t *testing.T) {
 	both(t, func(t *testing.T, tr *tracker.Tracker, c *clock) {
 		ctx := t.Context()
-		replica := open(t, "sqlite:"+filepath.Join(t.TempDir(), "replica.db"), c)
+		replica := open(t, sqldbtest.SQLite(t), c)
 		sync := func() {
 			t.Helper()
 			for {
