@@ -13,6 +13,7 @@ import (
 	"cumulet.io/hack/kata/agent"
 	"cumulet.io/hack/kata/agent/guest"
 	"cumulet.io/hack/kata/agent/inside"
+	"cumulet.io/hack/kata/boot"
 	"cumulet.io/hack/kata/sharing"
 )
 
@@ -28,7 +29,7 @@ func main() {
 		log.Error("the agent has ended", "error", err)
 	}
 	// The kernel would panic without its first process.
-	if err := guest.PowerOff(); err != nil {
+	if err := boot.Off(); err != nil {
 		log.Error("power off", "error", err)
 	}
 }

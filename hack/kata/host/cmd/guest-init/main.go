@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cumulet.io/hack/kata/agent/inside"
-	"cumulet.io/hack/kata/host/boot"
+	"cumulet.io/hack/kata/boot"
 	"cumulet.io/hack/kata/host/guest"
 )
 

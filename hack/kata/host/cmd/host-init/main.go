@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cumulet.io/hack/kata/host/boot"
+	"cumulet.io/hack/kata/boot"
 )
 
 const argument = "cumulet.run="
@@ -29,6 +29,7 @@ func main() {
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "host-init:", err)
 	}
+	unix.Sync()
 	if err := boot.Off(); err != nil { // the kernel would panic without its first process
 		fmt.Fprintln(os.Stderr, "host-init:", err)
 	}
