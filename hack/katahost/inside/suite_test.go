@@ -12,9 +12,9 @@ import (
 )
 
 // cases are those of the engines' conformance suite that are in the hands of the shim's driver: the others are the same
-// with the virtual machines of hack/kata, and those start sooner. A case with a probe by a command is none of them: a command
-// may take longer here than the suite gives a probe.
-func cases() []string { return []string{"Files", "SubPath", "UpdateVolume"} }
+// with the virtual machines of hack/kata, and those start sooner. A case that runs commands again and again is none of them: here
+// a command may take longer than the suite gives a probe, and a machine at rest was seen to stand still for minutes.
+func cases() []string { return []string{"Files", "SubPath"} }
 
 // The engine passes cases of the conformance suite.
 func TestConformance(t *testing.T) {
