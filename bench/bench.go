@@ -20,9 +20,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cumulet.io/cis/engine/cri"
 )
 
-// rawCRI is the peer: the calls that any client of containerd has to make, and nothing else.
+// rawCRI is the peer: the calls that any client of containerd has to make, and nothing else. Its containers are as safe as the
+// platform's, and kubelet's.
 type rawCRI struct {
 	conn    *grpc.ClientConn
 	runtime rt.RuntimeServiceClient
@@ -66,7 +69,8 @@ func (c *rawCRI) start(ctx context.Context, name, handler, image string, pull bo
 		Metadata: &rt.ContainerMetadata{Name: "app"}, Image: &rt.ImageSpec{Image: image}, Args: args, LogPath: "app.log",
 		Linux: &rt.LinuxContainerConfig{Resources: &rt.LinuxContainerResources{MemoryLimitInBytes: 128 << 20, CpuShares: 256},
 			SecurityContext: &rt.LinuxContainerSecurityContext{NamespaceOptions: &rt.NamespaceOption{Pid: rt.NamespaceMode_CONTAINER},
-				// As the platform's: a filter costs its compilation.
+				// A filter costs its compilation, a path that is hidden a mount.
+				MaskedPaths: cri.MaskedPaths(), ReadonlyPaths: cri.ReadonlyPaths(),
 				Seccomp: &rt.SecurityProfile{ProfileType: rt.SecurityProfile_RuntimeDefault}}}}})
 	if err != nil {
 		return nil, fmt.Errorf("create: %w", err)

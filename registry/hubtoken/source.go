@@ -70,10 +70,7 @@ func NewPasswordSource(cfg PasswordConfig) (Source, error) {
 
 // Token implements Source.
 func (s *passwordSource) Token(ctx context.Context) (string, error) {
-	s.mu.Lock()
-	token, now := s.token, s.cfg.Now()
-	fresh, alive := now.Before(s.renew), now.Before(s.expires)
-	s.mu.Unlock()
+	token, fresh, alive := s.inHand()
 	if fresh {
 		return token, nil
 	}
@@ -81,6 +78,9 @@ func (s *passwordSource) Token(ctx context.Context) (string, error) {
 	done := s.flight.DoChan("", func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 		defer cancel()
+		if token, fresh, _ := s.inHand(); fresh {
+			return token, nil // another call has ended between the look above and this one
+		}
 		return s.login(ctx)
 	})
 	select {
@@ -95,6 +95,14 @@ func (s *passwordSource) Token(ctx context.Context) (string, error) {
 	case <-ctx.Done():
 		return "", fmt.Errorf("get token: %w", ctx.Err())
 	}
+}
+
+// inHand gives the last token, whether it need not be renewed yet, and whether it is still good.
+func (s *passwordSource) inHand() (token string, fresh, alive bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.cfg.Now()
+	return s.token, now.Before(s.renew), now.Before(s.expires)
 }
 
 // TokenResponse is the token service's answer (Docker token specification, "Token Response Fields").

@@ -118,13 +118,16 @@ func (s *Server) auditLog(r *http.Request, f directory.AuditFilter) (any, error)
 		}
 		f.Denied = &denied
 	}
-	for name, at := range map[string]*time.Time{"since": &f.Since, "until": &f.Until} {
-		text := q.Get(name)
+	for _, bound := range []struct {
+		name string
+		at   *time.Time
+	}{{"since", &f.Since}, {"until", &f.Until}} {
+		text := q.Get(bound.name)
 		if text == "" {
 			continue
 		}
-		if *at, err = time.Parse(time.RFC3339Nano, text); err != nil || at.Year() < 1970 || at.Year() > 2200 {
-			return nil, problem.Invalid(name, "must be a time as 2026-11-22T10:00:00Z", text)
+		if *bound.at, err = time.Parse(time.RFC3339Nano, text); err != nil || bound.at.Year() < 1970 || bound.at.Year() > 2200 {
+			return nil, problem.Invalid(bound.name, "must be a time as 2026-11-22T10:00:00Z", text)
 		}
 	}
 	entries, err := s.directory.AuditLog(r.Context(), f)

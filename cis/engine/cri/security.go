@@ -11,13 +11,14 @@ import (
 	"cumulet.io/cis"
 )
 
-// maskedPaths and readonlyPaths are what a container sees neither, or cannot write, of /proc and /sys by default.
-func maskedPaths() []string {
+// MaskedPaths is what a container does not see of /proc and /sys by default, as kubelet has it.
+func MaskedPaths() []string {
 	return []string{"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
 		"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"}
 }
 
-func readonlyPaths() []string {
+// ReadonlyPaths is what it cannot write there.
+func ReadonlyPaths() []string {
 	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 }
 
@@ -72,7 +73,7 @@ func containerSecurity(s *cis.Spec, c *cis.Container, img imageInfo) (*rt.LinuxC
 	if own == nil {
 		own = &corev1.SecurityContext{}
 	}
-	sc := &rt.LinuxContainerSecurityContext{NamespaceOptions: namespaceOptions(s), MaskedPaths: maskedPaths(), ReadonlyPaths: readonlyPaths()}
+	sc := &rt.LinuxContainerSecurityContext{NamespaceOptions: namespaceOptions(s), MaskedPaths: MaskedPaths(), ReadonlyPaths: ReadonlyPaths()}
 	user := first(own.RunAsUser, pod.RunAsUser)
 	if nonRoot := first(own.RunAsNonRoot, pod.RunAsNonRoot); nonRoot != nil && *nonRoot {
 		if err := checkNonRoot(c, user, img); err != nil {
