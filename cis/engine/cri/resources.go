@@ -19,8 +19,12 @@ func podLimits(s *cis.Spec, size billing.Size, class cis.SandboxClass, pids int6
 	if n, ok := sumLimits(s, corev1.ResourceCPU); ok && (l.milliCPU == 0 || n < l.milliCPU) {
 		l.milliCPU = n
 	}
+	over := sandbox.OverheadOf(class, size)
 	if l.memoryBytes > 0 {
-		l.memoryBytes += sandbox.OverheadOf(class, size).MemoryMiB << 20
+		l.memoryBytes += over.MemoryMiB << 20
+	}
+	if l.milliCPU > 0 {
+		l.milliCPU += over.MilliCPU
 	}
 	return l
 }

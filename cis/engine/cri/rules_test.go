@@ -70,9 +70,11 @@ func TestPodLimits(t *testing.T) {
 		"a large init container":     {cis.Spec{InitContainers: []cis.Container{limited("i", "500m", "1Gi")}, Containers: []cis.Container{limited("a", "100m", "64Mi")}}, 500, 1024},
 		"a sidecar counts with both": {cis.Spec{InitContainers: []cis.Container{sidecar, limited("i", "500m", "1Gi")}, Containers: []cis.Container{limited("a", "100m", "64Mi")}}, 600, 1088},
 	} {
-		l := podLimits(&c.spec, size, cis.Runc, 100)
-		if l.milliCPU != c.cpu || l.memoryBytes != (c.mib+sandbox.OverheadOf(cis.Runc, billing.Size{}).MemoryMiB)<<20 || l.pids != 100 {
-			t.Errorf("%s: %+v, want %d and %d MiB", name, l, c.cpu, c.mib)
+		for _, class := range sandbox.Classes() {
+			l, over := podLimits(&c.spec, size, class, 100), sandbox.OverheadOf(class, size)
+			if l.milliCPU != c.cpu+over.MilliCPU || l.memoryBytes != (c.mib+over.MemoryMiB)<<20 || l.pids != 100 {
+				t.Errorf("%s, %s: %+v, want %d and %d MiB, and %+v", name, class, l, c.cpu, c.mib, over)
+			}
 		}
 	}
 }
