@@ -1,7 +1,6 @@
 package files
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -11,20 +10,21 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"cumulet.io/internal/lazyread"
 	"cumulet.io/internal/problem"
 )
 
 // ServeBlob answers GET and HEAD with content, or with the ranges of it that are asked for. Headers that describe it are
 // set before. Content that cannot be read to its end breaks the connection off.
 func ServeBlob(w http.ResponseWriter, r *http.Request, blobs Blobs, d digest.Digest, size int64, modified time.Time, log *slog.Logger) error {
-	body := &lazySeeker{ctx: r.Context(), blobs: blobs, digest: d, size: size}
+	body := &lazyread.Seeker{Size: size, Open: func(offset int64) (io.ReadCloser, error) { return blobs.Open(r.Context(), d, offset) }}
 	defer body.Close() //nolint:errcheck // only read
 	sending := &slowWriter{ResponseWriter: w, control: http.NewResponseController(w)}
 	http.ServeContent(sending, r, "", modified, body)
 	_ = sending.control.SetWriteDeadline(time.Time{}) //nolint:errcheck // the connection's next answer has a time of its own
-	if body.err != nil {
+	if body.Err() != nil {
 		if r.Context().Err() == nil {
-			log.ErrorContext(r.Context(), "content is broken off", "digest", d, "error", body.err)
+			log.ErrorContext(r.Context(), "content is broken off", "digest", d, "error", body.Err())
 		}
 		// The client must not take what it has for the whole.
 		panic(http.ErrAbortHandler)
@@ -91,67 +91,4 @@ func (s *slowWriter) Write(p []byte) (int, error) {
 	}
 	_ = s.control.SetWriteDeadline(time.Now().Add(stall)) //nolint:errcheck // as above
 	return s.ResponseWriter.Write(p)
-}
-
-// lazySeeker opens content where it is first read, so that a range costs what it holds.
-type lazySeeker struct {
-	//nolint:containedctx // a reader takes none
-	ctx    context.Context
-	blobs  Blobs
-	digest digest.Digest
-	size   int64
-	at     int64
-	open   io.ReadCloser
-	err    error
-}
-
-// Seek implements io.Seeker.
-func (s *lazySeeker) Seek(offset int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekCurrent:
-		offset += s.at
-	case io.SeekEnd:
-		offset += s.size
-	}
-	if offset < 0 || offset > s.size {
-		return 0, errors.New("seek outside of the content")
-	}
-	if offset != s.at {
-		if err := s.Close(); err != nil {
-			return 0, err
-		}
-	}
-	s.at = offset
-	return offset, nil
-}
-
-// Read implements io.Reader.
-func (s *lazySeeker) Read(p []byte) (int, error) {
-	if s.at >= s.size {
-		return 0, io.EOF
-	}
-	if s.open == nil {
-		if s.open, s.err = s.blobs.Open(s.ctx, s.digest, s.at); s.err != nil {
-			return 0, s.err
-		}
-	}
-	n, err := s.open.Read(p)
-	s.at += int64(n)
-	if errors.Is(err, io.EOF) && s.at < s.size {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		s.err = err
-	}
-	return n, err
-}
-
-// Close implements io.Closer.
-func (s *lazySeeker) Close() error {
-	if s.open == nil {
-		return nil
-	}
-	err := s.open.Close()
-	s.open = nil
-	return err
 }

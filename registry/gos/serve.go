@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"cumulet.io/internal/lazyread"
 	"cumulet.io/internal/problem"
 	"cumulet.io/registry/gos/tracker"
 )
@@ -42,7 +42,7 @@ func (r *Region) ServeBlob(w http.ResponseWriter, req *http.Request, dgst digest
 		return nil
 	}
 	if req.Method == http.MethodHead {
-		serveContent(w, req, b, &seeker{size: b.Size})
+		serveContent(w, req, b, &lazyread.Seeker{Size: b.Size})
 		return nil
 	}
 	if key := b.In(r.cfg.Name); key != "" {
@@ -97,13 +97,13 @@ func (r *Region) serveLocal(w http.ResponseWriter, req *http.Request, b *tracker
 	if err != nil {
 		return false, err
 	}
-	s := &seeker{size: b.Size, body: r.hold(b.Digest, body), bodyAt: from, open: func(offset int64) (io.ReadCloser, error) {
+	s := lazyread.Opened(b.Size, from, r.hold(b.Digest, body), func(offset int64) (io.ReadCloser, error) {
 		body, err := r.store.Get(ctx, key, offset, -1)
 		if err != nil {
 			return nil, err
 		}
 		return r.hold(b.Digest, body), nil
-	}}
+	})
 	defer s.Close()
 	serveContent(w, req, b, s)
 	return true, nil
@@ -117,7 +117,7 @@ func (r *Region) serveStream(w http.ResponseWriter, req *http.Request, b *tracke
 	if err != nil {
 		return err
 	}
-	s := &seeker{size: b.Size, body: body, bodyAt: from, open: func(offset int64) (io.ReadCloser, error) { return r.open(ctx, b, offset) }}
+	s := lazyread.Opened(b.Size, from, body, func(offset int64) (io.ReadCloser, error) { return r.open(ctx, b, offset) })
 	defer s.Close()
 	serveContent(w, req, b, s)
 	return nil
@@ -179,65 +179,6 @@ func rangeStart(header string, size int64) int64 {
 		return 0
 	}
 	return n
-}
-
-// seeker is content for http.ServeContent that is opened where it is read, with small buffers.
-type seeker struct {
-	size, at int64
-	open     func(offset int64) (io.ReadCloser, error)
-	body     io.ReadCloser
-	bodyAt   int64
-}
-
-// Seek implements io.Seeker.
-func (s *seeker) Seek(offset int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekCurrent:
-		offset += s.at
-	case io.SeekEnd:
-		offset += s.size
-	}
-	if offset < 0 {
-		return 0, errors.New("gos: seek before the start")
-	}
-	s.at = offset
-	return offset, nil
-}
-
-// Read implements io.Reader.
-func (s *seeker) Read(p []byte) (int, error) {
-	if s.at >= s.size {
-		return 0, io.EOF
-	}
-	if s.body != nil && s.bodyAt != s.at {
-		if err := s.Close(); err != nil {
-			return 0, err
-		}
-	}
-	if s.body == nil {
-		body, err := s.open(s.at)
-		if err != nil {
-			return 0, err
-		}
-		s.body, s.bodyAt = body, s.at
-	}
-	n, err := s.body.Read(p)
-	s.at += int64(n)
-	s.bodyAt = s.at
-	if errors.Is(err, io.EOF) && s.at < s.size {
-		err = io.ErrUnexpectedEOF
-	}
-	return n, err
-}
-
-// Close implements io.Closer.
-func (s *seeker) Close() error {
-	if s.body == nil {
-		return nil
-	}
-	err := s.body.Close()
-	s.body = nil
-	return err
 }
 
 // Redirect gives a URL at which a client can read a blob by itself, "" when it cannot. The digest is kept from being
