@@ -13,7 +13,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -36,8 +35,9 @@ func main() {
 	users := flag.String("users", "", "JSON file of users, as the example's storage has them")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, *listen, *client, *secret, *redirect, *users); err != nil {
+	err := run(ctx, *listen, *client, *secret, *redirect, *users)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "oidcprovider:", err)
 		os.Exit(1)
 	}
@@ -53,9 +53,9 @@ func run(ctx context.Context, listen, client, secret, redirect, users string) er
 			return err
 		}
 	}
-	handler := exampleop.SetupServer(issuer, &grouped{storage.NewStorage(people), users}, slog.New(slog.NewTextHandler(io.Discard, nil)), false,
+	handler := exampleop.SetupServer(issuer, &grouped{storage.NewStorage(people), users}, slog.New(slog.DiscardHandler), false,
 		op.WithAllowInsecure())
-	l, err := net.Listen("tcp", listen)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
 	if err != nil {
 		return err
 	}
