@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -243,10 +244,18 @@ func (a *actor) afterLostStart(ctx context.Context, name, id string, attempt int
 const startErrorExitCode = 128
 
 // neverRan tells that an attempt which does not run was never more than a start that failed or was cut short: containerd
-// knows of no start, and nothing was written.
+// knows of no start, and nothing was written. One that ended as a failed start may have written: containerd, killed while it
+// starts a container, and gVisor's shim with it, end what has just begun. That is started again, and with it its output
+// begins anew, unless some has come to its log.
 func (a *actor) neverRan(s *rt.ContainerStatus, name string, attempt int) bool {
-	failed := s.Reason != "" || s.ExitCode == startErrorExitCode || s.State == rt.ContainerState_CONTAINER_UNKNOWN
-	return s.StartedAt == 0 && failed && !capture.Written(a.outputDir(name, attempt))
+	if s.StartedAt != 0 {
+		return false
+	}
+	if s.ExitCode == startErrorExitCode {
+		st, err := os.Stat(a.logFile(name, attempt))
+		return errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() == 0
+	}
+	return (s.Reason != "" || s.State == rt.ContainerState_CONTAINER_UNKNOWN) && !capture.Written(a.outputDir(name, attempt))
 }
 
 // dropContainer removes one attempt of a container, if it is there.
