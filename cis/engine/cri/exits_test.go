@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -179,6 +180,48 @@ func TestTerminatedWithoutTime(t *testing.T) {
 					CreatedAt: made.UnixNano(), StartedAt: made.UnixNano() + 1, FinishedAt: c.finished})
 			if at := got.FinishedAt.Time; c.want.IsZero() && at.Before(before) || !c.want.IsZero() && !at.Equal(c.want) {
 				t.Errorf("ended %s", at)
+			}
+		})
+	}
+}
+
+// A start that failed or was cut short is told from a life that containerd has not noted.
+func TestNeverRan(t *testing.T) {
+	unknown := rt.ContainerState_CONTAINER_UNKNOWN
+	exited := rt.ContainerState_CONTAINER_EXITED
+	for _, c := range []struct {
+		name            string
+		status          *rt.ContainerStatus
+		written, logged bool
+		want            bool
+	}{
+		{"started", &rt.ContainerStatus{State: exited, StartedAt: 1, ExitCode: 128, Reason: "StartError"}, false, false, false},
+		{"a start that failed", &rt.ContainerStatus{State: exited, ExitCode: 128, Reason: "StartError"}, false, false, true},
+		{"a start that was ended when it had written", &rt.ContainerStatus{State: exited, ExitCode: 128}, true, false, true},
+		{"that is in the log", &rt.ContainerStatus{State: exited, ExitCode: 128}, true, true, false},
+		{"a hanging start", &rt.ContainerStatus{State: unknown}, false, false, true},
+		{"a life without a start, which has written", &rt.ContainerStatus{State: exited, ExitCode: 255, Reason: "Unknown"}, true, false, false},
+		{"a short life", &rt.ContainerStatus{State: exited}, false, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			a := &actor{id: "i-1", org: "acme", dir: dir, e: &Engine{cfg: Config{LogRoot: filepath.Join(dir, "log")}}}
+			write := func(path string, wanted bool) {
+				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				content := ""
+				if wanted {
+					content = "line\n"
+				}
+				if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write(filepath.Join(a.outputDir("main", 0), "stdout"), c.written)
+			write(a.logFile("main", 0), c.logged)
+			if got := a.neverRan(c.status, "main", 0); got != c.want {
+				t.Errorf("%v", got)
 			}
 		})
 	}
