@@ -91,6 +91,11 @@ func (p *Provider) ObjectChanged(kind, namespace, name string) {
 // CreatePod implements node.PodLifecycleHandler. It only wakes the pod's worker, and never fails: the library would make a
 // pod whose creation fails Failed for good.
 func (p *Provider) CreatePod(_ context.Context, pod *corev1.Pod) error {
+	p.mu.Lock()
+	if t := p.pods[pod.UID]; t != nil {
+		t.created = true
+	}
+	p.mu.Unlock()
 	p.queue.Add(pod.UID)
 	return nil
 }
@@ -115,11 +120,15 @@ func (p *Provider) DeletePod(_ context.Context, pod *corev1.Pod) error {
 }
 
 // GetPod implements node.PodLifecycleHandler: the pod that has the name now. It is not-found while only a predecessor of
-// that name is still ending.
+// that name is still ending, and until CreatePod has been called: of a pod that is there already, the library compares all
+// of what it has with all of what it gets.
 func (p *Provider) GetPod(_ context.Context, namespace, name string) (*corev1.Pod, error) {
 	v, err := p.named(namespace, name)
 	if err != nil {
 		return nil, asErrdefs(err)
+	}
+	if !v.created {
+		return nil, asErrdefs(problem.New(problem.ErrNotFound, "pod %s/%s has not been created yet", namespace, name))
 	}
 	return v.pod.DeepCopy(), nil
 }

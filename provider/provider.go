@@ -136,6 +136,8 @@ type tracked struct {
 	pod *corev1.Pod
 	// gone says that the API object is certainly not there any more; suspect that it may not be.
 	gone, suspect bool
+	// created says that the library has called CreatePod.
+	created bool
 	// instance is the instance as last seen; nil when there is none, as far as known.
 	instance *cis.Instance
 	// lost says that the service does not know the instance any more.
@@ -254,10 +256,10 @@ func (p *Provider) track(uid types.UID, org string) *tracked {
 // view is what a worker sees of a tracked pod.
 type view struct {
 	*tracked
-	pod           *corev1.Pod
-	instance      *cis.Instance
-	gone, suspect bool
-	lost, synced  bool
+	pod                    *corev1.Pod
+	instance               *cis.Instance
+	gone, suspect, created bool
+	lost, synced           bool
 }
 
 func (p *Provider) view(uid types.UID) (view, bool) {
@@ -267,7 +269,7 @@ func (p *Provider) view(uid types.UID) (view, bool) {
 	if t == nil {
 		return view{}, false
 	}
-	return view{tracked: t, pod: t.pod, instance: t.instance, gone: t.gone, suspect: t.suspect, lost: t.lost, synced: p.synced[t.org]}, true
+	return view{tracked: t, pod: t.pod, instance: t.instance, gone: t.gone, suspect: t.suspect, created: t.created, lost: t.lost, synced: p.synced[t.org]}, true
 }
 
 // forget drops a UID of which nothing is left.

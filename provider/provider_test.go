@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/virtual-kubelet/virtual-kubelet/errdefs"
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -309,6 +310,23 @@ func TestALostAnswerMakesNoSecondInstance(t *testing.T) {
 	r.pod("web", phase(corev1.PodRunning))
 	if in := r.instance("web"); in.Key != "pod-uid-web" || in.Org != org {
 		t.Errorf("instance %+v", in)
+	}
+}
+
+// The library is told of a pod as one that it has yet to create, once, whatever the informer has brought already.
+func TestGetPodFollowsCreatePod(t *testing.T) {
+	r := newRig(t)
+	r.up()
+	r.create(newPod("web", testservice.ImageRuns))
+	pod := r.pod("web", phase(corev1.PodRunning))
+	if _, err := r.p.GetPod(t.Context(), "shop", "web"); !errdefs.IsNotFound(err) {
+		t.Errorf("before CreatePod: %v", err)
+	}
+	if err := r.p.CreatePod(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.p.GetPod(t.Context(), "shop", "web"); err != nil || got.UID != pod.UID {
+		t.Errorf("after CreatePod: %v, %v", got, err)
 	}
 }
 
