@@ -104,6 +104,45 @@ func TestSignAndVerify(t *testing.T) {
 	}
 }
 
+// retirable is a key set whose keys can be withdrawn.
+type retirable struct {
+	KeySet
+	retired bool
+}
+
+func (r *retirable) Lookup(kid string) (PublicKey, bool) {
+	key, ok := r.KeySet.Lookup(kid)
+	return key, ok && !r.retired
+}
+
+// A token that was found good is good again without its signature being checked, for the same service, until it expires or
+// its key is withdrawn.
+func TestVerifyRemembers(t *testing.T) {
+	clk := newClock()
+	set := &retirable{KeySet: openKeys(t, EdDSA, clk.now)}
+	token := sign(t, set.KeySet.(*Keys), claimsFor(AudienceRegistry), time.Minute) //nolint:errcheck // made above
+	v := localVerifier(t, set, clk.now)
+	first, err := v.Verify(t.Context(), token, AudienceRegistry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := v.Verify(t.Context(), token, AudienceRegistry); err != nil || again != first {
+		t.Errorf("again: %p, %v; first %p", again, err, first)
+	}
+	if _, err := v.Verify(t.Context(), token, AudienceCIS); !errors.Is(err, ErrInvalidToken) {
+		t.Errorf("for another service: err = %v", err)
+	}
+	set.retired = true
+	if _, err := v.Verify(t.Context(), token, AudienceRegistry); !errors.Is(err, ErrInvalidToken) {
+		t.Errorf("of a key that was withdrawn: err = %v", err)
+	}
+	set.retired = false
+	clk.advance(time.Minute + leeway + time.Second)
+	if _, err := v.Verify(t.Context(), token, AudienceRegistry); !errors.Is(err, ErrInvalidToken) {
+		t.Errorf("expired: err = %v", err)
+	}
+}
+
 // forge signs header and claims by hand with the ring's key, so that each rule is tried with a good signature.
 func forge(t testing.TB, keys *Keys, header, claims map[string]any) string {
 	t.Helper()

@@ -3,6 +3,7 @@ package hubtoken
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	lru "github.com/hashicorp/golang-lru/v2"
 )
 
 // maxTokenBytes bounds a compact token before anything is decoded.
@@ -45,10 +47,26 @@ func (l localKeys) find(_ context.Context, kid string) (PublicKey, bool, error) 
 	return k, ok, nil
 }
 
+// maxVerified bounds how many verified tokens are remembered, about 1 KiB each.
+const maxVerified = 4096
+
+// verifier remembers tokens that were found good, by their hash and audience, until they expire or their key is retired: a
+// signature costs more than most of what is asked with it.
 type verifier struct {
-	keys   keyFinder
-	issuer string
-	now    func() time.Time
+	keys     keyFinder
+	issuer   string
+	now      func() time.Time
+	verified *lru.Cache[verifiedKey, verifiedToken]
+}
+
+type verifiedKey struct {
+	hash     [sha256.Size]byte
+	audience string
+}
+
+type verifiedToken struct {
+	claims *Claims
+	kid    string
 }
 
 // NewVerifier makes a Verifier. It makes no call itself: keys are fetched when the first token comes, kept, fetched
@@ -63,7 +81,11 @@ func NewVerifier(cfg Config) (Verifier, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	v := &verifier{issuer: cfg.Issuer, now: cfg.Now}
+	verified, err := lru.New[verifiedKey, verifiedToken](maxVerified)
+	if err != nil {
+		return nil, fmt.Errorf("token verifier: %w", err)
+	}
+	v := &verifier{issuer: cfg.Issuer, now: cfg.Now, verified: verified}
 	if cfg.KeySet != nil {
 		v.keys = localKeys{cfg.KeySet}
 		return v, nil
@@ -78,7 +100,7 @@ func NewVerifier(cfg Config) (Verifier, error) {
 
 func invalid(reason string) error { return fmt.Errorf("%w: %s", ErrInvalidToken, reason) }
 
-// Verify implements Verifier.
+// Verify implements Verifier. The claims are shared: callers do not change them.
 func (v *verifier) Verify(ctx context.Context, token, audience string) (*Claims, error) {
 	if len(token) > maxTokenBytes {
 		return nil, invalid("too long")
@@ -86,9 +108,18 @@ func (v *verifier) Verify(ctx context.Context, token, audience string) (*Claims,
 	if audience == "" {
 		return nil, errors.New("verify token: no audience to expect")
 	}
-	kid, err := peekKID(token)
-	if err != nil {
-		return nil, err
+	id := verifiedKey{sha256.Sum256([]byte(token)), audience}
+	known, again := v.verified.Get(id)
+	if again && !v.now().Before(known.claims.ExpiresAt.Time) {
+		v.verified.Remove(id)
+		again = false
+	}
+	kid := known.kid
+	if !again {
+		var err error
+		if kid, err = peekKID(token); err != nil {
+			return nil, err
+		}
 	}
 	key, ok, err := v.keys.find(ctx, kid)
 	if err != nil {
@@ -96,6 +127,9 @@ func (v *verifier) Verify(ctx context.Context, token, audience string) (*Claims,
 	}
 	if !ok {
 		return nil, invalid("of an unknown key")
+	}
+	if again {
+		return known.claims, nil
 	}
 	var c Claims
 	// The method is the key's own: the token's header has no say in it (RFC 8725, section 3.1).
@@ -106,6 +140,7 @@ func (v *verifier) Verify(ctx context.Context, token, audience string) (*Claims,
 	if err != nil {
 		return nil, invalid(reason(err))
 	}
+	v.verified.Add(id, verifiedToken{claims: &c, kid: kid})
 	return &c, nil
 }
 

@@ -65,7 +65,7 @@ func (r *Registry) authenticate(req *http.Request) (*http.Request, error) {
 	if token == "" {
 		return req.WithContext(context.WithValue(ctx, stateKey{}, tokenMissing)), nil
 	}
-	claims, err := r.verifier.Verify(ctx, token, hubtoken.AudienceRegistry)
+	claims, err := r.cfg.Verifier.Verify(ctx, token, hubtoken.AudienceRegistry)
 	switch {
 	case err == nil:
 		return req.WithContext(context.WithValue(hubtoken.WithClaims(ctx, claims), stateKey{}, tokenGood)), nil

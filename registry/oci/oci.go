@@ -89,7 +89,6 @@ type Registry struct {
 	app      *handlers.App
 	driver   driver.StorageDriver
 	store    distribution.Namespace
-	verifier hubtoken.Verifier
 	contents *contents
 	links    *links
 	pulls    *pulls
@@ -139,9 +138,6 @@ func New(ctx context.Context, cfg Config) (r *Registry, err error) {
 	}
 	if r.store, err = openStore(ctx, r.driver); err != nil {
 		return nil, fmt.Errorf("registry: storage %s: %w", cfg.Driver, err)
-	}
-	if r.verifier, err = newVerified(cfg.Verifier); err != nil {
-		return nil, fmt.Errorf("registry: %w", err)
 	}
 	if r.contents, err = newContents(); err != nil {
 		return nil, fmt.Errorf("registry: %w", err)

@@ -2,7 +2,6 @@ package oci
 
 import (
 	"bytes"
-	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -12,15 +11,11 @@ import (
 	"net/url"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/distribution/reference"
-	"github.com/golang-jwt/jwt/v5"
 	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
-
-	"cumulet.io/registry/hubtoken"
 )
 
 func TestParseRoute(t *testing.T) {
@@ -115,46 +110,6 @@ func TestAccepts(t *testing.T) {
 	if !accepts(nil, m) {
 		t.Error("no header is any type")
 	}
-}
-
-// countingVerifier gives claims that expire, and counts.
-type countingVerifier struct {
-	n       int
-	expires time.Time
-}
-
-func (c *countingVerifier) Verify(_ context.Context, token, audience string) (*hubtoken.Claims, error) {
-	c.n++
-	if token == "bad" {
-		return nil, hubtoken.ErrInvalidToken
-	}
-	return &hubtoken.Claims{RegisteredClaims: jwt.RegisteredClaims{Subject: token + audience, ExpiresAt: jwt.NewNumericDate(c.expires)}}, nil
-}
-
-func TestVerified(t *testing.T) {
-	now := time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
-	inner := &countingVerifier{expires: now.Add(time.Minute)}
-	v, err := newVerified(inner)
-	if err != nil {
-		t.Fatal(err)
-	}
-	v.now = func() time.Time { return now }
-	ask := func(token, audience string, want int) {
-		t.Helper()
-		c, err := v.Verify(t.Context(), token, audience)
-		if (err == nil) != (token != "bad") || err == nil && c.Subject != token+audience || inner.n != want {
-			t.Errorf("%s for %s: %+v, %v after %d checks, want %d", token, audience, c, err, inner.n, want)
-		}
-	}
-	ask("a", "registry", 1)
-	ask("a", "registry", 1)
-	ask("b", "registry", 2)
-	ask("a", "cis", 3) // for one service is for no other
-	ask("bad", "registry", 4)
-	ask("bad", "registry", 5)
-	now = now.Add(time.Minute)
-	ask("a", "registry", 6)
-	ask("a", "registry", 7) // expired ones are not kept
 }
 
 func TestContents(t *testing.T) {
