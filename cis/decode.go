@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,7 +51,7 @@ func decodeStrict(r io.Reader, limit int64, into any) error {
 	if int64(len(body)) > limit {
 		return problem.New(problem.ErrTooLarge, "the body is larger than %d bytes", limit)
 	}
-	if hugeExponent.Match(body) {
+	if hugeExponent(body) {
 		if err := refuseBad(body); err != nil {
 			return err
 		}
@@ -102,7 +101,27 @@ func decodeError(body []byte, err error) error {
 
 // hugeExponent finds what may be a quantity such as "123456789e999999999", escaped or not: parsing it would take the
 // quantity package hours, so such a body is looked through first.
-var hugeExponent = regexp.MustCompile(`[eE][+-]?[0-9]{3}|\\u`)
+func hugeExponent[T string | []byte](text T) bool {
+	for i := range len(text) {
+		switch text[i] {
+		case '\\':
+			if i+1 < len(text) && text[i+1] == 'u' {
+				return true
+			}
+		case 'e', 'E':
+			j := i + 1
+			if j < len(text) && (text[j] == '+' || text[j] == '-') {
+				j++
+			}
+			if j+3 <= len(text) && isDigit(text[j]) && isDigit(text[j+1]) && isDigit(text[j+2]) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // refuseBad names the first value that a type with its own decoder refuses: a quantity, a port, a file's data. It is
 // nil when there is none, or the body is not JSON: then the strict decoder says what is wrong.
@@ -143,7 +162,7 @@ func badValue(p jsonPath, token json.Token) string {
 
 // isQuantity keeps away from the quantity package what it cannot parse in bounded time.
 func isQuantity(text string) bool {
-	if len(text) > 64 || hugeExponent.MatchString(text) {
+	if len(text) > 64 || hugeExponent(text) {
 		return false
 	}
 	_, err := resource.ParseQuantity(strings.TrimSpace(text))
