@@ -47,7 +47,7 @@ type Instance struct {
 	// Version grows with every change of the record, over all instances of the service.
 	Version int64 `json:"version"`
 	// Spec is what was asked for. In an answer of the API its secret values are empty (Spec.Redacted).
-	Spec Spec `json:"spec"`
+	Spec Spec `json:"spec,omitzero"`
 	// Desired is what the caller wants now.
 	Desired Desired `json:"desired"`
 	// Status is what the engine last reported.

@@ -55,6 +55,10 @@ type WatchItem struct {
 	Cursor   string    `json:"cursor"`
 	Instance *Instance `json:"instance,omitempty"`
 	Event    *Event    `json:"event,omitempty"`
+	// SameSpec says that the instance has the spec that it had in its item before this one.
+	SameSpec bool `json:"-"`
+	// More says that the next item is there already, so that who passes items on need not flush yet.
+	More bool `json:"-"`
 }
 
 // Watcher streams changes of an org's instances and their events in order, each at least once, from behind cursor

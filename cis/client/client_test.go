@@ -259,6 +259,85 @@ func (c *cutter) Write(p []byte) (int, error) {
 	return c.ResponseWriter.Write(p)
 }
 
+// A spec crosses the wire with an instance's first change and when it has changed itself; every item has it all the same.
+func TestWatchSpecs(t *testing.T) {
+	var mu sync.Mutex
+	var stream strings.Builder
+	env := servertest.New(t, newLoop().make, servertest.Options{Wrap: func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, "/watch") {
+				w = &tee{ResponseWriter: w, mu: &mu, to: &stream}
+			}
+			next.ServeHTTP(w, r)
+		})
+	}})
+	c := newClient(t, env)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	list, err := c.List(ctx, "acme", cis.ListRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, phase, items := "x", cis.Pending, 0
+	var id string
+	for item, err := range c.Watch(ctx, "acme", "", list.Cursor) {
+		if err != nil {
+			t.Fatalf("%s: %v", phase, err)
+		}
+		switch in := item.Instance; {
+		case in == nil && id == "": // the bookmark of the beginning
+			made, _, err := c.Create(ctx, "acme", cis.CreateRequest{Key: "k", Spec: spec("web")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			id = made.ID
+		case in == nil:
+		default:
+			items++
+			phase = in.Status.Phase
+			now := string(in.Spec.Volumes[0].Files.Files[0].Data)
+			if in.Spec.Name != "web" || len(in.Spec.Containers) != 1 || now != "x" && now != data {
+				t.Fatalf("%s has the spec %+v, its file %q", phase, in.Spec, now)
+			}
+			switch {
+			case phase == cis.Running && data == "x":
+				data = "y"
+				if err := c.UpdateVolume(ctx, "acme", id, "v", cis.FilesVolume{Files: []cis.File{{Path: "f", Data: []byte(data)}}}); err != nil {
+					t.Fatal(err)
+				}
+			case phase == cis.Running && now == "y":
+				if _, err := c.Delete(ctx, "acme", id, new(int64)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if phase.Final() {
+			break
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if n := strings.Count(stream.String(), `"spec":`); n != 2 || items < 4 {
+		t.Errorf("%d specs for %d items:\n%s", n, items, stream.String())
+	}
+}
+
+// tee copies an answer.
+type tee struct {
+	http.ResponseWriter
+	mu *sync.Mutex
+	to *strings.Builder
+}
+
+func (w *tee) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *tee) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	w.to.Write(p)
+	w.mu.Unlock()
+	return w.ResponseWriter.Write(p)
+}
+
 func TestWatchEnds(t *testing.T) {
 	env := servertest.New(t, newLoop().make, servertest.Options{})
 	c := newClient(t, env)

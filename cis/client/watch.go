@@ -62,7 +62,7 @@ func (c *Client) Watch(ctx context.Context, org, node, cursor string) iter.Seq2[
 // watchOnce reads one connection's stream until it breaks or take returns false; the error is a faultError when
 // asking again may mend it.
 func (c *Client) watchOnce(ctx context.Context, org, node, cursor string, take func(cis.WatchItem) bool) error {
-	q := url.Values{}
+	q := url.Values{"specs": {"once"}}
 	if node != "" {
 		q.Set("node", node)
 	}
@@ -80,6 +80,7 @@ func (c *Client) watchOnce(ctx context.Context, org, node, cursor string, take f
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to its end or failed
 	r := bufio.NewReaderSize(resp.Body, 64<<10)
+	specs := map[string]cis.Spec{} // of the live instances that this connection has told of
 	for {
 		line, err := readLine(r, maxBody)
 		if errors.Is(err, problem.ErrTooLarge) {
@@ -98,6 +99,18 @@ func (c *Client) watchOnce(ctx context.Context, org, node, cursor string, take f
 		}
 		if item.Error != nil {
 			return c.streamError(resp.Request, item.Error)
+		}
+		if in := item.Instance; in != nil {
+			if in.Spec.Containers == nil { // as before
+				spec, ok := specs[in.ID]
+				if !ok {
+					return &faultError{fmt.Errorf("%w: instance %s came without its spec", errWatchCut, in.ID)}
+				}
+				in.Spec = spec
+			}
+			if specs[in.ID] = in.Spec; in.Status.Phase.Final() {
+				delete(specs, in.ID)
+			}
 		}
 		if !take(item.WatchItem) {
 			return nil

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,9 @@ import (
 // watchWrite bounds one write to a watcher: one that does not read loses its connection, and resumes by cursor.
 const watchWrite = 30 * time.Second
 
+// watchBuffer holds the lines of changes that were committed together, which then go out in one write.
+const watchBuffer = 32 << 10
+
 // watchLine is one line of a watch: an item, or the problem that ended it.
 type watchLine struct {
 	cis.WatchItem
@@ -26,8 +30,11 @@ type watchLine struct {
 
 // watch streams changes, one JSON document a line. It ends with the token: a client comes back with a new one.
 func (s *server) watch(w http.ResponseWriter, r *http.Request) error {
-	q := query(r, "node", "cursor")
-	node, cursor := q.Text("node", 253), q.Text("cursor", 128)
+	q := query(r, "node", "cursor", "specs")
+	node, cursor, specs := q.Text("node", 253), q.Text("cursor", 128), q.Text("specs", 8)
+	if specs != "" && specs != "all" && specs != "once" {
+		q.Fail("specs", "must be all or once", specs)
+	}
 	if q.Err() != nil {
 		return q.Err()
 	}
@@ -47,8 +54,20 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	rc := http.NewResponseController(w)
-	enc := json.NewEncoder(w)
+	buffer := bufio.NewWriterSize(w, watchBuffer)
+	enc := json.NewEncoder(buffer)
+	sent := map[string]bool{} // the live instances whose specs the reader has
 	for ; ok; item, err, ok = next() {
+		if in := item.Instance; specs == "once" && in != nil {
+			if sent[in.ID] && item.SameSpec {
+				short := *in
+				short.Spec = cis.Spec{}
+				item.Instance = &short
+			}
+			if sent[in.ID] = true; in.Status.Phase.Final() {
+				delete(sent, in.ID)
+			}
+		}
 		line := watchLine{WatchItem: item}
 		switch {
 		case ctx.Err() != nil:
@@ -64,7 +83,13 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request) error {
 		if err := rc.SetWriteDeadline(time.Now().Add(watchWrite)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return nil
 		}
-		if enc.Encode(line) != nil || rc.Flush() != nil || line.Error != nil {
+		if enc.Encode(line) != nil {
+			return nil
+		}
+		if item.More {
+			continue
+		}
+		if buffer.Flush() != nil || rc.Flush() != nil || line.Error != nil {
 			return nil
 		}
 	}

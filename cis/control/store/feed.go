@@ -161,12 +161,12 @@ func (s *Store) deliver(items []change, lagged bool, at int64, yield func(cis.Wa
 	if lagged {
 		return at, true, true
 	}
-	for _, c := range items {
+	for i, c := range items {
 		if c.version <= at {
 			continue
 		}
 		at = c.version
-		c.item.Cursor = s.cursor(at)
+		c.item.Cursor, c.item.More = s.cursor(at), i < len(items)-1
 		if !yield(c.item, nil) {
 			return at, false, false
 		}
@@ -192,7 +192,7 @@ func (s *Store) catchUp(ctx context.Context, org, node string, at int64, yield f
 		}
 		for _, c := range changes {
 			at = c.version
-			c.item.Cursor = s.cursor(at)
+			c.item.Cursor, c.item.More = s.cursor(at), true // a bookmark or an error comes behind the last
 			if !yield(c.item, nil) {
 				return at, false
 			}

@@ -106,9 +106,10 @@ func (t *tx) usage(org string) (ofOrg, total Usage) {
 	return ofOrg, total
 }
 
-func (t *tx) note(e *entry) {
+func (t *tx) note(e *entry, sameSpec bool) {
 	t.changed[e.in.ID] = e
-	t.items = append(t.items, change{org: e.in.Org, node: e.in.Spec.Source.Node, version: e.in.Version, item: cis.WatchItem{Instance: e.public}})
+	t.items = append(t.items, change{org: e.in.Org, node: e.in.Spec.Source.Node, version: e.in.Version,
+		item: cis.WatchItem{Instance: e.public, SameSpec: sameSpec}})
 }
 
 // NewInstance is what Create records.
@@ -174,7 +175,7 @@ func (s *Store) Create(ctx context.Context, n NewInstance) (in *cis.Instance, cr
 			id, n.Org, n.Key, n.Hash, sealed, n.Spec.Source.Node, e.in.CreatedAt.UnixNano(), e.in.Version, s.finalAt(e.in), "{}", e.status); err != nil {
 			return err
 		}
-		t.note(e)
+		t.note(e, false)
 		for _, ev := range n.Events {
 			ev.Instance = id
 			if err := t.event(e, ev); err != nil {
@@ -249,7 +250,7 @@ func (s *Store) Update(ctx context.Context, id string, f func(*cis.Instance) (Ch
 			in.Version, finalAt, string(desired), e.status, id); err != nil {
 			return err
 		}
-		t.note(e)
+		t.note(e, what == ChangedState)
 		out = e.public
 		return nil
 	})
