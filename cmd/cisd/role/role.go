@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -52,6 +54,11 @@ type process struct {
 	alone bool
 }
 
+// heapFloor keeps the garbage collector from running dozens of times a second over a heap of a few megabytes while many
+// instances start: it is counted as part of the heap, and as it is never written, it takes no memory. The heap may so hold
+// as much garbage at most, beside what the collector allows anyway.
+const heapFloor = 64 << 20
+
 // Run runs roles until ctx ends or one of them fails, and stops them gracefully.
 func Run(ctx context.Context, cfg *config.Config, version string, roles ...Name) (err error) {
 	var level slog.Level
@@ -70,6 +77,9 @@ func Run(ctx context.Context, cfg *config.Config, version string, roles ...Name)
 	}()
 	if err := p.tracing(ctx, roles); err != nil {
 		return err
+	}
+	if slices.Contains(roles, Control) || slices.Contains(roles, Kubelet) {
+		defer runtime.KeepAlive(make([]byte, heapFloor))
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, r := range roles {
