@@ -49,8 +49,8 @@ type Config struct {
 	// Default is the class of an instance that asks for none; empty means the strongest of Handlers that isolates: runc
 	// must be asked for, or named here.
 	Default cis.SandboxClass
-	// Console is where the console of a virtual machine is written to, a pattern as ConsolePath has it; empty: it is not
-	// kept.
+	// Console is where the console of a virtual machine is, a file or a socket, a pattern as ConsolePath has it; empty: it
+	// is not kept.
 	Console string
 	// Fence keeps orgs apart on the instances' network; nil leaves the network open.
 	Fence Fence
