@@ -193,6 +193,39 @@ func TestHypervisors(t *testing.T) {
 	}
 }
 
+// Templates and caches that Kata would refuse, or do without and tell nobody, make the class unavailable.
+func TestFactory(t *testing.T) {
+	const fit = qemuConfig + "initrd = '/opt/initrd'\nshared_fs = 'virtio-9p'\ndefault_memory = 648\ndefault_vcpus = 1\nenable_annotations = ['default_memory', 'default_vcpus']\n"
+	const cache = "[factory]\nvm_cache_endpoint = '/cache.stream'\n"
+	template, two := KataOptions{Template: true}, KataOptions{Cache: 2}
+	for name, tc := range map[string]struct {
+		config  string
+		options KataOptions
+		want    string
+	}{
+		"neither":            {qemuConfig, KataOptions{}, ""},
+		"a template":         {fit, template, ""},
+		"by another driver":  {"[hypervisor.clh]\npath = '/opt/qemu'\ninitrd = '/opt/initrd'\ndefault_memory = 648\n", template, "VM template: the driver clh makes none"},
+		"of an image":        {fit + "image = '/opt/vmlinux'\n", template, "VM template: the guest boots from an image"},
+		"with virtio-fs":     {strings.Replace(fit, "virtio-9p", "virtio-fs", 1), template, "VM template: shared_fs is virtio-fs"},
+		"larger than needed": {strings.Replace(fit, "default_memory = 648\n", "", 1), template, "VM template: its virtual machines have 2048 MiB and 1 processors"},
+		"with more CPUs":     {strings.Replace(fit, "default_vcpus = 1\n", "default_vcpus = 2\n", 1), two, "VM cache: its virtual machines have 648 MiB and 2 processors"},
+		"a cache":            {fit + cache, two, ""},
+		"that nobody serves": {fit, two, "VM cache: nobody listens at /var/run/kata-containers/cache.sock (kata-runtime --config kata.toml factory init"},
+		"of another driver":  {"[hypervisor.clh]\npath = '/opt/qemu'\ndefault_memory = 648\n" + cache, two, "VM cache: the driver clh makes none"},
+		"of another set-up":  {strings.Replace(fit, "'default_memory', ", "", 1) + cache, two, "(default_memory in enable_annotations"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := host(t, map[string]string{"proc/cpuinfo": "flags : vmx\n", "dev/kvm": "device", "dev/vhost-vsock": "device", "dev/vhost-net": "device", "dev/log": "socket",
+				"bin/containerd-shim-kata-v2": "", "opt/qemu": "", "opt/vmlinux": "", "opt/initrd": "", "cache.stream": "socket", "kata.toml": tc.config})
+			o.Kata = tc.options
+			if why := Host(t.Context(), o).Finding("kata").Why(); tc.want == "" && why != "" || !strings.Contains(why, tc.want) {
+				t.Errorf("%q, want %q", why, tc.want)
+			}
+		})
+	}
+}
+
 func TestKataDropIn(t *testing.T) {
 	text, err := KataDropIn(KataConfig{Hypervisor: "clh", Annotations: []string{"default_vcpus", "x"}}, KataOptions{Template: true})
 	if err != nil {

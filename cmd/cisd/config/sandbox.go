@@ -90,6 +90,9 @@ func (c *Config) checkSandbox(bad func(key, format string, args ...any)) {
 	if k.Template && k.Cache > 0 {
 		bad("control.cri.kata.cache", "must be 0 with control.cri.kata.template: Kata makes virtual machines in one of the two ways")
 	}
+	if c.Control.CRI.Socket != "" && (k.Template || k.Cache > 0) {
+		bad("control.cri.kata", "template and cache must be unset with control.cri.socket: set them in the [factory] of the Kata configuration that this containerd has")
+	}
 	if k.Cache < 0 || k.Cache > 64 {
 		bad("control.cri.kata.cache", "must be 0 to 64, not %d", k.Cache)
 	}

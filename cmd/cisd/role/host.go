@@ -36,7 +36,7 @@ func binDirs(c config.CRI) []string {
 
 func report(ctx context.Context, c config.CRI) sandbox.Report {
 	return sandbox.Host(ctx, sandbox.Options{BinDirs: binDirs(c), KataConfig: c.KataConfig, KataConfigs: c.Kata.Configs,
-		Hypervisor: c.Kata.Hypervisor, OwnContainerd: c.Socket == "", AllowRuncDefault: c.AllowRuncDefault})
+		Hypervisor: c.Kata.Hypervisor, Kata: kataOptions(c), OwnContainerd: c.Socket == "", AllowRuncDefault: c.AllowRuncDefault})
 }
 
 // offer are the handlers that containerd gets: those of which the host has everything, the strongest last, since the
@@ -48,13 +48,16 @@ func offer(c config.CRI, rep sandbox.Report) []containerd.Handler {
 			offered = append(offered, h)
 		}
 	}
-	options := sandbox.KataOptions{Template: c.Kata.Template, Cache: c.Kata.Cache}
 	for _, f := range rep.Findings {
 		if f.Class == cis.Kata && f.Available() {
-			offered = append(offered, containerd.KataHandler(f.Handler, f.KataConfig, options))
+			offered = append(offered, containerd.KataHandler(f.Handler, f.KataConfig, kataOptions(c)))
 		}
 	}
 	return offered
+}
+
+func kataOptions(c config.CRI) sandbox.KataOptions {
+	return sandbox.KataOptions{Template: c.Kata.Template, Cache: c.Kata.Cache}
 }
 
 // kataOrgs are the handlers of the orgs that have a hypervisor of their own.
