@@ -21,7 +21,7 @@ import (
 type KataConfig struct {
 	// Hypervisor is the driver's name: qemu, clh, firecracker, remote and so on.
 	Hypervisor string
-	// Files are what the driver needs, by what they are: hypervisor, kernel, image, initrd, virtiofsd.
+	// Files are what the driver needs, by what they are: hypervisor, kernel, image, initrd, firmware, virtiofsd, jailer.
 	Files map[string]string
 	// Socket is where the remote driver's service listens.
 	Socket string
@@ -45,6 +45,8 @@ type kataDriver struct {
 	Kernel      *string  `toml:"kernel"`
 	Image       *string  `toml:"image"`
 	Initrd      *string  `toml:"initrd"`
+	Firmware    *string  `toml:"firmware"`
+	Jailer      *string  `toml:"jailer_path"`
 	SharedFS    *string  `toml:"shared_fs"`
 	Virtiofsd   *string  `toml:"virtio_fs_daemon"`
 	Socket      *string  `toml:"remote_hypervisor_socket"`
@@ -100,7 +102,7 @@ func ReadKataConfig(path string) (KataConfig, error) {
 		c = KataConfig{Hypervisor: name, Socket: value(d.Socket, ""), Annotations: d.Annotations, Files: map[string]string{},
 			WithoutVhostNet: value(d.NoVhostNet, false), SharedFS: value(d.SharedFS, ""), MemoryMiB: value(d.Memory, kataMemoryMiB),
 			CPUs: value(d.CPUs, kataCPUs), CacheSocket: all.Factory.Socket}
-		files := map[string]*string{"hypervisor": d.Path, "guest kernel": d.Kernel, "guest image": d.Image, "guest initrd": d.Initrd}
+		files := map[string]*string{"hypervisor": d.Path, "guest kernel": d.Kernel, "guest image": d.Image, "guest initrd": d.Initrd, "guest firmware": d.Firmware, "jailer": d.Jailer}
 		if c.SharedFS != "none" {
 			files["virtiofsd"] = d.Virtiofsd
 		}
@@ -116,7 +118,7 @@ func ReadKataConfig(path string) (KataConfig, error) {
 // merge gives a with what b says.
 func merge(a, b kataDriver) kataDriver {
 	for _, f := range []struct{ to, from **string }{{&a.Path, &b.Path}, {&a.Kernel, &b.Kernel}, {&a.Image, &b.Image}, {&a.Initrd, &b.Initrd},
-		{&a.SharedFS, &b.SharedFS}, {&a.Virtiofsd, &b.Virtiofsd}, {&a.Socket, &b.Socket}} {
+		{&a.Firmware, &b.Firmware}, {&a.Jailer, &b.Jailer}, {&a.SharedFS, &b.SharedFS}, {&a.Virtiofsd, &b.Virtiofsd}, {&a.Socket, &b.Socket}} {
 		*f.to = cmp.Or(*f.from, *f.to)
 	}
 	a.NoVhostNet, a.Memory, a.CPUs = cmp.Or(b.NoVhostNet, a.NoVhostNet), cmp.Or(b.Memory, a.Memory), cmp.Or(b.CPUs, a.CPUs)

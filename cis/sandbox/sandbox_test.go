@@ -174,7 +174,7 @@ func without(files map[string]string, name string) map[string]string {
 func TestHypervisors(t *testing.T) {
 	o := host(t, map[string]string{"proc/cpuinfo": "flags : vmx\n", "dev/kvm": "device", "dev/vhost-vsock": "device", "dev/vhost-net": "device", "dev/log": "socket",
 		"bin/containerd-shim-kata-v2": "", "opt/qemu": "", "opt/vmlinux": "", "opt/clh": "",
-		"qemu.toml": qemuConfig, "clh.toml": "[hypervisor.clh]\npath = '/opt/clh'\n", "fc.toml": "[hypervisor.firecracker]\npath = '/opt/fc'\n"})
+		"qemu.toml": qemuConfig, "clh.toml": "[hypervisor.clh]\npath = '/opt/clh'\n", "fc.toml": "[hypervisor.firecracker]\npath = '/opt/fc'\njailer_path = '/opt/jailer'\n"})
 	o.KataConfigs, o.Hypervisor, o.OwnContainerd = map[string]string{"qemu": "qemu.toml", "clh": "clh.toml", "fc": "fc.toml"}, "qemu", true
 	r := Host(t.Context(), o)
 	if have, why := r.Handlers(); have[cis.Kata] != "kata-qemu" || why[cis.Kata] != "" || r.Default != cis.Kata {
@@ -184,7 +184,7 @@ func TestHypervisors(t *testing.T) {
 		t.Errorf("clh %+v", f)
 	}
 	f := r.Finding("kata-fc")
-	if f == nil || !strings.Contains(f.Why(), "hypervisor: missing: /opt/fc") || !strings.Contains(f.Why(), "devmapper") {
+	if f == nil || !strings.Contains(f.Why(), "hypervisor: missing: /opt/fc") || !strings.Contains(f.Why(), "jailer: missing: /opt/jailer") || !strings.Contains(f.Why(), "devmapper") {
 		t.Errorf("fc %+v", f)
 	}
 	o.Hypervisor = "fc" // of which the host has not everything: the class is not to be had, whatever the others
