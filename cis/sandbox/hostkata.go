@@ -69,6 +69,7 @@ func (o Options) kataPlace() string {
 func (o Options) kataFinding(ctx context.Context, handler, config string) Finding {
 	f := Finding{Class: cis.Kata, Handler: handler, KataConfig: config}
 	read, configured := o.readKata(config)
+	f.Copying = read.Hypervisor == "firecracker" || read.SharedFS == "none"
 	if read.Hypervisor == "remote" {
 		f.Checks = append(f.Checks, o.dial(ctx, "VM service", "unix", read.Socket, "start the service that remote_hypervisor_socket names"))
 	} else {

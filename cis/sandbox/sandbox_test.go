@@ -184,6 +184,9 @@ func TestHypervisors(t *testing.T) {
 		t.Errorf("clh %+v", f)
 	}
 	f := r.Finding("kata-fc")
+	if r.Finding("kata-clh").Copying || r.Finding("kata-qemu").Copying || f == nil || !f.Copying {
+		t.Errorf("who shares a directory: %+v", r.Findings)
+	}
 	if f == nil || !strings.Contains(f.Why(), "hypervisor: missing: /opt/fc") || !strings.Contains(f.Why(), "jailer: missing: /opt/jailer") || !strings.Contains(f.Why(), "devmapper") {
 		t.Errorf("fc %+v", f)
 	}

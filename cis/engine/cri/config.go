@@ -46,6 +46,8 @@ type Config struct {
 	Unavailable map[cis.SandboxClass]string
 	// KataOrgs are the orgs whose instances of class kata have another handler than that of Handlers: another hypervisor.
 	KataOrgs map[string]OrgKata
+	// Copying are the handlers whose sandboxes share no directory with the machine: they get copies of its files, made once.
+	Copying map[string]bool
 	// Default is the class of an instance that asks for none; empty means the strongest of Handlers that isolates: runc
 	// must be asked for, or named here.
 	Default cis.SandboxClass

@@ -73,6 +73,15 @@ func kataOrgs(c config.CRI, rep sandbox.Report) map[string]cri.OrgKata {
 	return out
 }
 
+// copying are the handlers whose virtual machines have copies of files.
+func copying(rep sandbox.Report) map[string]bool {
+	out := map[string]bool{}
+	for _, f := range rep.Findings {
+		out[f.Handler] = f.Copying
+	}
+	return out
+}
+
 // sandboxPolicy is the configured least isolation.
 func sandboxPolicy(c config.Sandbox) sandbox.Policy {
 	p := sandbox.Policy{Minimum: cis.SandboxClass(c.Minimum), Orgs: map[string]cis.SandboxClass{}}
@@ -178,7 +187,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 		}
 		e, err := cri.New(cri.Config{Fence: wall,
 			Socket: socket, TaskDir: taskDir, Runsc: runsc, Root: p.cfg.Path("engine"), LogRoot: logRoot(p.cfg), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
-			HostIP: p.cfg.Node.Address, Handlers: handlers, KataOrgs: kataOrgs(c, rep), Console: c.Kata.Console, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
+			HostIP: p.cfg.Node.Address, Handlers: handlers, KataOrgs: kataOrgs(c, rep), Copying: copying(rep), Console: c.Kata.Console, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
 			PullAuth: auth.Credentials, CgroupRoot: cgroupRoot(p.cfg),
 			Capacity: engine.Capacity{MilliCPU: c.CPU * 1000, MemoryBytes: c.MemoryGiB << 30},
 		})
