@@ -57,16 +57,19 @@ func TestKataReadsTheConfiguration(t *testing.T) {
 			if err := d.write(); err != nil {
 				t.Fatal(err)
 			}
-			out, err := exec.CommandContext(t.Context(), program, filepath.Join(d.kataDir(d.Handlers[0].Name), kataFile)).CombinedOutput()
+			cmd := exec.CommandContext(t.Context(), program, filepath.Join(d.kataDir(d.Handlers[0].Name), kataFile))
+			var said strings.Builder
+			cmd.Stderr = &said
+			out, err := cmd.Output()
 			if c.refused != "" {
-				if err == nil || !strings.Contains(string(out), c.refused) {
-					t.Errorf("%v, want %q: %s", err, c.refused, out)
+				if err == nil || !strings.Contains(said.String(), c.refused) {
+					t.Errorf("%v, want %q: %s", err, c.refused, said.String())
 				}
 				return
 			}
 			var got result
 			if err != nil || json.Unmarshal(out, &got) != nil {
-				t.Fatalf("%v: %s", err, out)
+				t.Fatalf("%v: %s%s", err, out, said.String())
 			}
 			if got.Hypervisor != c.driver || got.Path != filepath.Join(dir, "opt/kata/bin", c.program) || got.Path != read.Files["hypervisor"] ||
 				got.Kernel != read.Files["guest kernel"] || got.Image != read.Files["guest image"] || got.Initrd != read.Files["guest initrd"] {
