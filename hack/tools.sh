@@ -22,7 +22,7 @@
 #     tools/NAME-VERSION-HASH/   the product of one build
 #     bin/                       symlinks to the current binaries
 #     images/                    symlinks to the current image archives
-#     kata/                      symlinks to the current guest kernel and initrd
+#     kata/                      symlinks to the current guest kernel and initrd, and to a release's configurations
 #     kata-host/                 symlinks to the current emulated host
 #     logs/NAME.log              the last build's output
 #
@@ -157,6 +157,7 @@ hash_of() {
 	{
 		declare -f "build_$1" go_build
 		case $1 in kata | kata-host) declare -f debian_kernel ;; esac
+		case $1 in kata-shim | kata-host) declare -f kata_configurations ;; esac
 		echo "$goversion"
 		inputs_of "$1" | LC_ALL=C sort | while read -r f; do
 			printf '%s ' "${f#"$root"/}"
@@ -225,11 +226,13 @@ build_helm() {
 }
 
 # Kata's own shim from a copy of its module, with the one file that its Makefile
-# makes; everything in it is a default that a configuration file overrides.
+# makes; everything in it is a default that a configuration file overrides. By the
+# same package as the shim kata-config reads configurations, of which there are those
+# of a release.
 build_kata-shim() {
 	local b=$1/.src p=github.com/kata-containers/kata-containers/src/runtime in
 	mkdir -p "$b"
-	cp "$hack"/kata-shim/go.{mod,sum} "$b"
+	cp -r "$hack"/kata-shim/{go.mod,go.sum,kata-config} "$b"
 	cd "$b"
 	go mod download $p
 	cp -r "$(go list -m -f '{{.Dir}}' $p)" kata
@@ -241,9 +244,24 @@ build_kata-shim() {
 		-e "s|@COMMIT@|${2##*-}|; s|@VERSION@|$2|" $in >"${in%.in}"
 	! grep -n '@[A-Z_]*@' "${in%.in}" || { echo "$in has names unknown to this recipe"; return 1; }
 	go mod edit -replace $p=./kata
-	go_build "$1" -ldflags "-s -w" $p/cmd/containerd-shim-kata-v2
+	go_build "$1" -ldflags "-s -w" $p/cmd/containerd-shim-kata-v2 ./kata-config
+	mkdir "$1/configurations"
+	kata_configurations kata "$2" "$1/configurations" qemu clh fc
 	cd "$1"
 	rm -rf "$b"
+}
+
+# kata_configurations SRC VERSION DIR NAME...: the configurations of a release, which
+# is unpacked to /opt/kata, by Kata's own Makefile in SRC.
+kata_configurations() {
+	local src=$1 dir=$3
+	echo "$2" >"$src/VERSION"
+	touch "$src/.git-commit"
+	shift 3
+	local files=("${@/#/config/configuration-}")
+	files=("${files[@]/%/.toml}")
+	make -C "$src" PREFIX=/opt/kata SKIP_GO_VERSION_CHECK=y "${files[@]}"
+	(cd "$src" && cp "${files[@]}" "$dir")
 }
 
 # The VM service, and what its VMs boot: Debian's kernel for virtual machines and
@@ -296,10 +314,7 @@ build_kata-host() {
 	"$b/mkinitrd" -agent "$b/guest-init" -modules "$1/modules" -o "$release/share/kata-containers/kata-containers-initrd.img"
 	cp -r "$(go list -m -f '{{.Dir}}' $p)" "$b/kata"
 	chmod -R u+w "$b/kata"
-	echo "$2" >"$b/kata/VERSION"
-	touch "$b/kata/.git-commit"
-	make -C "$b/kata" PREFIX=/opt/kata SKIP_GO_VERSION_CHECK=y config/configuration-qemu.toml
-	cp "$b/kata/config/configuration-qemu.toml" "$release/share/defaults/kata-containers/"
+	kata_configurations "$b/kata" "$2" "$release/share/defaults/kata-containers" qemu
 	cp "$hack/kata/host/emulated.toml" "$release/share/defaults/kata-containers/config.d/"
 	rm -rf "$b"
 }
@@ -364,6 +379,10 @@ publish() {
 	kata)
 		link_into "$cache/bin" "$2/kata-vmservice"
 		link_into "$cache/kata" "$2/vmlinux" "$2/initrd.img"
+		;;
+	kata-shim)
+		link_into "$cache/bin" "$2"/{containerd-shim-kata-v2,kata-config}
+		link_into "$cache/kata" "$2/configurations"
 		;;
 	kata-host) link_into "$cache/kata-host" "$2"/* ;;
 	*) link_into "$cache/bin" "$2"/* ;;

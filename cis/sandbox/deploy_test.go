@@ -1,10 +1,13 @@
 package sandbox
 
 import (
+	"errors"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/pelletier/go-toml/v2"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
 	"sigs.k8s.io/yaml"
@@ -25,6 +28,9 @@ func TestRuntimeClasses(t *testing.T) {
 		if err := yaml.UnmarshalStrict([]byte(doc), &rc); err != nil {
 			t.Fatalf("%v\n%s", err, doc)
 		}
+		if rc.Kind != "RuntimeClass" || rc.APIVersion != nodev1.SchemeGroupVersion.String() {
+			t.Errorf("%s is a %s of %s", rc.Name, rc.Kind, rc.APIVersion)
+		}
 		class, ok := want[rc.Handler]
 		if !ok {
 			t.Errorf("%s: the handler %q is nobody's", rc.Name, rc.Handler)
@@ -42,5 +48,26 @@ func TestRuntimeClasses(t *testing.T) {
 	}
 	if len(want) > 0 {
 		t.Errorf("no RuntimeClass has the handlers %v", want)
+	}
+}
+
+// A node's drop-in has for each hypervisor what cisd's own containerd gets.
+func TestNodeDropIn(t *testing.T) {
+	const place = "../../deploy/kata/config.d/20-cumulet.toml"
+	text, err := os.ReadFile(place)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := KataDropIn(KataConfig{Hypervisor: "qemu"}, KataOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var node, all map[string]any
+	if err := errors.Join(toml.Unmarshal(text, &node), toml.Unmarshal(own, &all)); err != nil {
+		t.Fatal(err)
+	}
+	delete(all, "hypervisor")
+	if !reflect.DeepEqual(node, all) {
+		t.Errorf("%s has %v, cisd's own %v", place, node, all)
 	}
 }

@@ -22,6 +22,8 @@ type Options struct {
 	// KataConfigs are configuration files by hypervisor, instead of KataConfig; Hypervisor names the one that instances get.
 	KataConfigs map[string]string
 	Hypervisor  string
+	// Kata are the operator's choices beside them.
+	Kata KataOptions
 	// OwnContainerd tells that the server's own containerd runs the instances.
 	OwnContainerd bool
 	// AllowRuncDefault lets runc be the default where nothing stronger is available.

@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/annotations"
 	"golang.org/x/sys/unix"
 
 	"cumulet.io/cis"
@@ -67,6 +69,7 @@ func (o Options) kataPlace() string {
 func (o Options) kataFinding(ctx context.Context, handler, config string) Finding {
 	f := Finding{Class: cis.Kata, Handler: handler, KataConfig: config}
 	read, configured := o.readKata(config)
+	f.Copying = read.Hypervisor == "firecracker" || read.SharedFS == "none"
 	if read.Hypervisor == "remote" {
 		f.Checks = append(f.Checks, o.dial(ctx, "VM service", "unix", read.Socket, "start the service that remote_hypervisor_socket names"))
 	} else {
@@ -86,8 +89,47 @@ func (o Options) kataFinding(ctx context.Context, handler, config string) Findin
 		f.Checks = append(f.Checks, Check{Name: "block snapshotter", Found: "Firecracker shares no directory with its guest, and the server's own containerd has overlayfs alone",
 			Fix: "use a containerd with the devmapper snapshotter: control.cri.socket"})
 	}
+	if configured.OK {
+		f.Checks = append(f.Checks, o.factory(ctx, config, read)...)
+	}
 	f.Checks = append(f.Checks, o.dial(ctx, "syslog", "unixgram", "/dev/log", "run a syslog daemon or systemd-journald: Kata's shim does not start without"))
 	return f
+}
+
+// factory checks what copies of a booted virtual machine, or those kept ready, need. Without it Kata either refuses every
+// sandbox or makes a machine from scratch each time and says so in its log alone.
+func (o Options) factory(ctx context.Context, config string, read KataConfig) []Check {
+	var all []Check
+	check := func(what, found, fix string) { all = append(all, Check{Name: what, Found: found, Fix: fix}) }
+	smallest := Annotations(cis.Kata, cis.Sizes()[0], 1)[annotations.DefaultMemory]
+	made := func(what, setting string) {
+		if read.Hypervisor != "qemu" {
+			check(what, "the driver "+read.Hypervisor+" makes none", "set it in the [factory] of QEMU's configuration, and not by "+setting)
+		}
+		if least, err := strconv.ParseInt(smallest, 10, 64); err == nil && read.MemoryMiB > least || read.CPUs > 1 {
+			check(what, fmt.Sprintf("its virtual machines have %d MiB and %v processors, more than the smallest instance", read.MemoryMiB, read.CPUs),
+				"default_memory = "+smallest+" and default_vcpus = 1 in Kata's configuration: a virtual machine can gain some, and lose none")
+		}
+	}
+	if o.Kata.Template {
+		const what = "VM template"
+		made(what, "control.cri.kata.template")
+		if read.Files["guest initrd"] == "" || read.Files["guest image"] != "" {
+			check(what, "the guest boots from an image", "initrd in the place of image in Kata's configuration")
+		}
+		if read.SharedFS == "virtio-fs" {
+			check(what, "shared_fs is virtio-fs", "another shared_fs in Kata's configuration, as virtio-9p")
+		}
+	}
+	if o.Kata.Cache > 0 {
+		const what = "VM cache"
+		made(what, "control.cri.kata.cache")
+		if m := missing(read.Annotations); len(m) > 0 {
+			check(what, "its virtual machines have another configuration", strings.Join(m, " and ")+" in enable_annotations of Kata's configuration")
+		}
+		all = append(all, o.dial(ctx, what, "unix", read.CacheSocket, "kata-runtime --config "+config+" factory init, with vm_cache_number in the [factory] of that file"))
+	}
+	return all
 }
 
 func (o Options) readKata(config string) (KataConfig, Check) {

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,7 +21,7 @@ import (
 type KataConfig struct {
 	// Hypervisor is the driver's name: qemu, clh, firecracker, remote and so on.
 	Hypervisor string
-	// Files are what the driver needs, by what they are: hypervisor, kernel, image, initrd, virtiofsd.
+	// Files are what the driver needs, by what they are: hypervisor, kernel, image, initrd, firmware, virtiofsd, jailer.
 	Files map[string]string
 	// Socket is where the remote driver's service listens.
 	Socket string
@@ -28,6 +29,13 @@ type KataConfig struct {
 	WithoutVhostNet bool
 	// Annotations are the patterns of annotations that the file lets a pod set.
 	Annotations []string
+	// SharedFS is how files are shared with the guest.
+	SharedFS string
+	// MemoryMiB and CPUs are what a virtual machine has for which nothing else is said.
+	MemoryMiB int64
+	CPUs      float64
+	// CacheSocket is where the cache of virtual machines is served.
+	CacheSocket string
 }
 
 // kataDriver is the hypervisor's section. What a file does not name is nil: a drop-in may well make a setting empty, as the
@@ -37,12 +45,23 @@ type kataDriver struct {
 	Kernel      *string  `toml:"kernel"`
 	Image       *string  `toml:"image"`
 	Initrd      *string  `toml:"initrd"`
+	Firmware    *string  `toml:"firmware"`
+	Jailer      *string  `toml:"jailer_path"`
 	SharedFS    *string  `toml:"shared_fs"`
 	Virtiofsd   *string  `toml:"virtio_fs_daemon"`
 	Socket      *string  `toml:"remote_hypervisor_socket"`
 	NoVhostNet  *bool    `toml:"disable_vhost_net"`
+	Memory      *int64   `toml:"default_memory"`
+	CPUs        *float64 `toml:"default_vcpus"`
 	Annotations []string `toml:"enable_annotations"`
 }
+
+// What Kata takes for what a configuration does not say (kata-containers, pkg/katautils/config-settings.go.in).
+const (
+	kataMemoryMiB   = 2048
+	kataCPUs        = 1
+	kataCacheSocket = "/var/run/kata-containers/cache.sock"
+)
 
 // ReadKataConfig reads a configuration file with the drop-ins in config.d beside it, as Kata's shim does.
 func ReadKataConfig(path string) (KataConfig, error) {
@@ -56,7 +75,11 @@ func ReadKataConfig(path string) (KataConfig, error) {
 	}
 	var all struct {
 		Hypervisor map[string]kataDriver `toml:"hypervisor"`
+		Factory    struct {
+			Socket string `toml:"vm_cache_endpoint"`
+		} `toml:"factory"`
 	}
+	all.Factory.Socket = kataCacheSocket
 	drivers := map[string]kataDriver{}
 	for _, f := range files {
 		text, err := os.ReadFile(f)
@@ -76,14 +99,15 @@ func ReadKataConfig(path string) (KataConfig, error) {
 	}
 	var c KataConfig
 	for name, d := range drivers {
-		c = KataConfig{Hypervisor: name, Socket: value(d.Socket), Annotations: d.Annotations, Files: map[string]string{},
-			WithoutVhostNet: d.NoVhostNet != nil && *d.NoVhostNet}
-		files := map[string]*string{"hypervisor": d.Path, "guest kernel": d.Kernel, "guest image": d.Image, "guest initrd": d.Initrd}
-		if value(d.SharedFS) != "none" {
+		c = KataConfig{Hypervisor: name, Socket: value(d.Socket, ""), Annotations: d.Annotations, Files: map[string]string{},
+			WithoutVhostNet: value(d.NoVhostNet, false), SharedFS: value(d.SharedFS, ""), MemoryMiB: value(d.Memory, kataMemoryMiB),
+			CPUs: value(d.CPUs, kataCPUs), CacheSocket: all.Factory.Socket}
+		files := map[string]*string{"hypervisor": d.Path, "guest kernel": d.Kernel, "guest image": d.Image, "guest initrd": d.Initrd, "guest firmware": d.Firmware, "jailer": d.Jailer}
+		if c.SharedFS != "none" {
 			files["virtiofsd"] = d.Virtiofsd
 		}
 		for what, file := range files {
-			if value(file) != "" {
+			if value(file, "") != "" {
 				c.Files[what] = *file
 			}
 		}
@@ -91,27 +115,25 @@ func ReadKataConfig(path string) (KataConfig, error) {
 	return c, nil
 }
 
+// merge gives a with what b says.
 func merge(a, b kataDriver) kataDriver {
 	for _, f := range []struct{ to, from **string }{{&a.Path, &b.Path}, {&a.Kernel, &b.Kernel}, {&a.Image, &b.Image}, {&a.Initrd, &b.Initrd},
-		{&a.SharedFS, &b.SharedFS}, {&a.Virtiofsd, &b.Virtiofsd}, {&a.Socket, &b.Socket}} {
-		if *f.from != nil {
-			*f.to = *f.from
-		}
+		{&a.Firmware, &b.Firmware}, {&a.Jailer, &b.Jailer}, {&a.SharedFS, &b.SharedFS}, {&a.Virtiofsd, &b.Virtiofsd}, {&a.Socket, &b.Socket}} {
+		*f.to = cmp.Or(*f.from, *f.to)
 	}
-	if b.NoVhostNet != nil {
-		a.NoVhostNet = b.NoVhostNet
-	}
+	a.NoVhostNet, a.Memory, a.CPUs = cmp.Or(b.NoVhostNet, a.NoVhostNet), cmp.Or(b.Memory, a.Memory), cmp.Or(b.CPUs, a.CPUs)
 	if b.Annotations != nil {
 		a.Annotations = b.Annotations
 	}
 	return a
 }
 
-func value(s *string) string {
-	if s == nil {
-		return ""
+// value is what p points to, or otherwise what nil stands for.
+func value[T any](p *T, otherwise T) T {
+	if p == nil {
+		return otherwise
 	}
-	return *s
+	return *p
 }
 
 // KataOptions are the operator's choices beside a configuration file.
@@ -121,16 +143,16 @@ type KataOptions struct {
 	Cache    int
 }
 
+// missing are the annotations that an instance must be let set, and is not.
+func missing(allowed []string) []string {
+	return slices.DeleteFunc([]string{"default_memory", "default_vcpus"}, func(a string) bool { return slices.Contains(allowed, a) })
+}
+
 // KataDropIn is the drop-in that makes a configuration fit for instances: it lets them set the size of their virtual
 // machine, which they have from its start, and has all of the sandbox's processes in the sandbox's cgroup.
 func KataDropIn(c KataConfig, o KataOptions) ([]byte, error) {
 	type section = map[string]any
-	allowed := slices.Clone(c.Annotations)
-	for _, a := range []string{"default_memory", "default_vcpus"} {
-		if !slices.Contains(allowed, a) {
-			allowed = append(allowed, a)
-		}
-	}
+	allowed := append(slices.Clone(c.Annotations), missing(c.Annotations)...)
 	all := section{
 		"hypervisor": section{c.Hypervisor: section{"enable_annotations": allowed}},
 		"runtime":    section{"static_sandbox_resource_mgmt": true, "sandbox_cgroup_only": true},

@@ -45,8 +45,10 @@ type Finding struct {
 	// Handler is the containerd runtime handler.
 	Handler string `json:"handler"`
 	// KataConfig is the configuration file of class kata; "" when there is none.
-	KataConfig string  `json:"kataConfig,omitempty"`
-	Checks     []Check `json:"checks"`
+	KataConfig string `json:"kataConfig,omitempty"`
+	// Copying tells that its virtual machines share no directory with the host: they get copies of files, made once.
+	Copying bool    `json:"copying,omitempty"`
+	Checks  []Check `json:"checks"`
 }
 
 // Available tells whether every check passed.

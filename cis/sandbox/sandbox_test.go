@@ -174,7 +174,7 @@ func without(files map[string]string, name string) map[string]string {
 func TestHypervisors(t *testing.T) {
 	o := host(t, map[string]string{"proc/cpuinfo": "flags : vmx\n", "dev/kvm": "device", "dev/vhost-vsock": "device", "dev/vhost-net": "device", "dev/log": "socket",
 		"bin/containerd-shim-kata-v2": "", "opt/qemu": "", "opt/vmlinux": "", "opt/clh": "",
-		"qemu.toml": qemuConfig, "clh.toml": "[hypervisor.clh]\npath = '/opt/clh'\n", "fc.toml": "[hypervisor.firecracker]\npath = '/opt/fc'\n"})
+		"qemu.toml": qemuConfig, "clh.toml": "[hypervisor.clh]\npath = '/opt/clh'\n", "fc.toml": "[hypervisor.firecracker]\npath = '/opt/fc'\njailer_path = '/opt/jailer'\n"})
 	o.KataConfigs, o.Hypervisor, o.OwnContainerd = map[string]string{"qemu": "qemu.toml", "clh": "clh.toml", "fc": "fc.toml"}, "qemu", true
 	r := Host(t.Context(), o)
 	if have, why := r.Handlers(); have[cis.Kata] != "kata-qemu" || why[cis.Kata] != "" || r.Default != cis.Kata {
@@ -184,12 +184,48 @@ func TestHypervisors(t *testing.T) {
 		t.Errorf("clh %+v", f)
 	}
 	f := r.Finding("kata-fc")
-	if f == nil || !strings.Contains(f.Why(), "hypervisor: missing: /opt/fc") || !strings.Contains(f.Why(), "devmapper") {
+	if r.Finding("kata-clh").Copying || r.Finding("kata-qemu").Copying || f == nil || !f.Copying {
+		t.Errorf("who shares a directory: %+v", r.Findings)
+	}
+	if f == nil || !strings.Contains(f.Why(), "hypervisor: missing: /opt/fc") || !strings.Contains(f.Why(), "jailer: missing: /opt/jailer") || !strings.Contains(f.Why(), "devmapper") {
 		t.Errorf("fc %+v", f)
 	}
 	o.Hypervisor = "fc" // of which the host has not everything: the class is not to be had, whatever the others
 	if have, why := Host(t.Context(), o).Handlers(); have[cis.Kata] != "" || why[cis.Kata] == "" {
 		t.Errorf("%v %v", have, why)
+	}
+}
+
+// Templates and caches that Kata would refuse, or do without and tell nobody, make the class unavailable.
+func TestFactory(t *testing.T) {
+	const fit = qemuConfig + "initrd = '/opt/initrd'\nshared_fs = 'virtio-9p'\ndefault_memory = 648\ndefault_vcpus = 1\nenable_annotations = ['default_memory', 'default_vcpus']\n"
+	const cache = "[factory]\nvm_cache_endpoint = '/cache.stream'\n"
+	template, two := KataOptions{Template: true}, KataOptions{Cache: 2}
+	for name, tc := range map[string]struct {
+		config  string
+		options KataOptions
+		want    string
+	}{
+		"neither":            {qemuConfig, KataOptions{}, ""},
+		"a template":         {fit, template, ""},
+		"by another driver":  {"[hypervisor.clh]\npath = '/opt/qemu'\ninitrd = '/opt/initrd'\ndefault_memory = 648\n", template, "VM template: the driver clh makes none"},
+		"of an image":        {fit + "image = '/opt/vmlinux'\n", template, "VM template: the guest boots from an image"},
+		"with virtio-fs":     {strings.Replace(fit, "virtio-9p", "virtio-fs", 1), template, "VM template: shared_fs is virtio-fs"},
+		"larger than needed": {strings.Replace(fit, "default_memory = 648\n", "", 1), template, "VM template: its virtual machines have 2048 MiB and 1 processors"},
+		"with more CPUs":     {strings.Replace(fit, "default_vcpus = 1\n", "default_vcpus = 2\n", 1), two, "VM cache: its virtual machines have 648 MiB and 2 processors"},
+		"a cache":            {fit + cache, two, ""},
+		"that nobody serves": {fit, two, "VM cache: nobody listens at /var/run/kata-containers/cache.sock (kata-runtime --config kata.toml factory init"},
+		"of another driver":  {"[hypervisor.clh]\npath = '/opt/qemu'\ndefault_memory = 648\n" + cache, two, "VM cache: the driver clh makes none"},
+		"of another set-up":  {strings.Replace(fit, "'default_memory', ", "", 1) + cache, two, "(default_memory in enable_annotations"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := host(t, map[string]string{"proc/cpuinfo": "flags : vmx\n", "dev/kvm": "device", "dev/vhost-vsock": "device", "dev/vhost-net": "device", "dev/log": "socket",
+				"bin/containerd-shim-kata-v2": "", "opt/qemu": "", "opt/vmlinux": "", "opt/initrd": "", "cache.stream": "socket", "kata.toml": tc.config})
+			o.Kata = tc.options
+			if why := Host(t.Context(), o).Finding("kata").Why(); tc.want == "" && why != "" || !strings.Contains(why, tc.want) {
+				t.Errorf("%q, want %q", why, tc.want)
+			}
+		})
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestLines(t *testing.T) {
@@ -90,5 +91,27 @@ func TestRunDir(t *testing.T) {
 	}
 	if all, err := os.ReadDir(dir); err != nil || len(all) > 0 {
 		t.Errorf("left: %v %v", all, err)
+	}
+}
+
+// A process at rest stands still, one that works or has ended does not.
+func TestStall(t *testing.T) {
+	for script, want := range map[string]error{"exec sleep 1000": errStalled, "while :; do :; done": nil, "": nil} {
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", script)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		if script == "" {
+			_ = cmd.Wait() // it has ended
+		}
+		if err := watchStall(ctx, cmd.Process.Pid, 300*time.Millisecond, 10*time.Millisecond); !errors.Is(err, want) {
+			t.Errorf("%q: %v, want %v", script, err, want)
+		}
+		cancel()
+		if script != "" {
+			_ = cmd.Process.Kill() // it has not ended by itself
+			_ = cmd.Wait()
+		}
 	}
 }

@@ -37,6 +37,8 @@ type machine struct {
 var kernelParams = []string{
 	"console=ttyS0", "quiet", "oops=panic", "panic=-1", "reboot=t", "mitigations=off", "nokaslr", "cryptomgr.notests",
 	"no_timer_check", "tsc=reliable", "random.trust_cpu=on", "i8042.noaux", "i8042.nokbd", "cgroup_no_v1=all",
+	// A regular tick: of timers that are set one at a time the emulation loses one now and then, and with it all that follow.
+	"nohz=off", "highres=off",
 }
 
 // The pipes of QEMU's serial lines, in the order in which QEMU gets them.
@@ -115,9 +117,15 @@ func (m *machine) run(ctx context.Context) (code int, err error) {
 		}
 	})
 	defer watch.Stop()
+	readers.Go(func() {
+		if err := watchStall(ctx, qemu.Process.Pid, stallTime, stallLeast); err != nil {
+			cancel(err)
+		}
+	})
 	err = qemu.Wait()
-	readers.Wait()
 	cause := context.Cause(ctx)
+	cancel(nil)
+	readers.Wait()
 	filesEnd()
 	return m.result(errors.Join(cause, err), said.String()+complaint.String())
 }
@@ -125,6 +133,9 @@ func (m *machine) run(ctx context.Context) (code int, err error) {
 // startFiles starts the server of this machine's files. It gets the socket that
 // QEMU connects to, so that nobody has to wait for one.
 func (m *machine) startFiles(ctx context.Context, socket string, complaint *strings.Builder) (*exec.Cmd, error) {
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) { // of an earlier boot
+		return nil, err
+	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return nil, err
@@ -137,7 +148,7 @@ func (m *machine) startFiles(ctx context.Context, socket string, complaint *stri
 	}
 	defer f.Close()
 	at := filepath.Join(m.dir, "root")
-	if err := os.Mkdir(at, 0o700); err != nil {
+	if err := os.MkdirAll(at, 0o700); err != nil {
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", serveCommand, at, m.dir, m.files.cache)

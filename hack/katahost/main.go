@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -76,8 +77,13 @@ func test(ctx context.Context, o options) (err error) {
 	if err := files.writeScript(dir, o.run); err != nil {
 		return err
 	}
-	m := &machine{options: o, files: files, dir: dir, log: log}
-	code, err := m.run(ctx)
+	boot := func() (int, error) { return (&machine{options: o, files: files, dir: dir, log: log}).run(ctx) }
+	code, err := boot()
+	if errors.Is(err, errStalled) {
+		log.say(strings.ReplaceAll(err.Error(), "\n", "\n      "))
+		log.say("once more, from its boot: what stands still is the emulation, and not what is tested")
+		code, err = boot()
+	}
 	if err != nil {
 		return err
 	}

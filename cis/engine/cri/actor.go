@@ -416,8 +416,10 @@ func (a *actor) choose() bool {
 	}
 	h, why := a.e.handler(a.org, class)
 	if h != "" {
-		a.rec.Class, a.rec.Handler = class, h
-		return true
+		if why = a.e.unfit(h, a.spec); why == "" {
+			a.rec.Class, a.rec.Handler = class, h
+			return true
+		}
 	}
 	if class == "" {
 		why = fmt.Sprintf("node %s has no runtime that isolates; ask for runc by name to run without isolation", a.e.cfg.Node)

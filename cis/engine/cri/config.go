@@ -46,11 +46,13 @@ type Config struct {
 	Unavailable map[cis.SandboxClass]string
 	// KataOrgs are the orgs whose instances of class kata have another handler than that of Handlers: another hypervisor.
 	KataOrgs map[string]OrgKata
+	// Copying are the handlers whose sandboxes share no directory with the machine: they get copies of its files, made once.
+	Copying map[string]bool
 	// Default is the class of an instance that asks for none; empty means the strongest of Handlers that isolates: runc
 	// must be asked for, or named here.
 	Default cis.SandboxClass
-	// Console is where the console of a virtual machine is written to, a pattern as ConsolePath has it; empty: it is not
-	// kept.
+	// Console is where the console of a virtual machine is, a file or a socket, a pattern as ConsolePath has it; empty: it
+	// is not kept.
 	Console string
 	// Fence keeps orgs apart on the instances' network; nil leaves the network open.
 	Fence Fence

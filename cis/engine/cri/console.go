@@ -1,25 +1,27 @@
 package cri
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/fsnotify/fsnotify"
 
 	"cumulet.io/cis"
 )
 
-// maxConsole bounds what is kept of a console: a guest's kernel says some 30 KiB when it boots, and little more in health.
+// maxConsole bounds what is kept of a console, bytes: a guest's kernel says some 30 KiB when it boots, and little more in health.
 const maxConsole = 1 << 20
 
 // keepConsole keeps the console of an instance's virtual machine, its kernel's log, as the log of a container
@@ -62,12 +64,66 @@ func ConsolePath(pattern, id string) string {
 	return before + id + after
 }
 
-// copyConsole appends each line of a console to a CRI log file until ctx ends, and goes on where an earlier copy ended.
+// copyConsole appends each line of a console to a CRI log file until ctx ends. From a file it goes on where an earlier copy
+// ended; of a socket, as Kata's QEMU driver has one, there is only what comes from now on.
 func copyConsole(ctx context.Context, from, to string) (err error) {
-	have := 0
-	if b, err := os.ReadFile(to); err == nil {
-		have = bytes.Count(b, []byte("\n"))
+	st, err := os.Stat(from)
+	if err != nil {
+		return err
 	}
+	log, err := openConsoleLog(to)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, log.file.Close()) }()
+	if st.Mode()&fs.ModeSocket != 0 {
+		return log.copySocket(ctx, from)
+	}
+	return log.copyFile(ctx, from)
+}
+
+// consoleLog is the log file that a console's lines are appended to.
+type consoleLog struct {
+	file  *os.File
+	lines int    // that it had when it was opened
+	size  int64  // bytes, likewise
+	skip  int    // lines that are to come and are there already
+	line  []byte // the beginning of one
+}
+
+func openConsoleLog(path string) (*consoleLog, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	have, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	file, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	return &consoleLog{file: file, lines: bytes.Count(have, []byte("\n")), size: int64(len(have))}, nil
+}
+
+// Write takes what the console says next.
+func (l *consoleLog) Write(p []byte) (int, error) {
+	for part := range bytes.Lines(p) {
+		if l.line = append(l.line, part...); part[len(part)-1] != '\n' {
+			break
+		}
+		if l.skip--; l.skip < 0 {
+			if _, err := fmt.Fprintf(l.file, "%s stdout F %s\n", time.Now().UTC().Format(time.RFC3339Nano), printable(l.line)); err != nil {
+				return 0, err
+			}
+		}
+		l.line = l.line[:0]
+	}
+	return len(p), nil
+}
+
+func (l *consoleLog) copyFile(ctx context.Context, from string) (err error) {
+	l.skip = l.lines
 	watch, err := fsnotify.NewWatcher()
 	if err != nil {
 		return err
@@ -81,49 +137,49 @@ func copyConsole(ctx context.Context, from, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
-	}
-	out, err := os.OpenFile(to, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, out.Close()) }()
-	r := bufio.NewReader(io.LimitReader(in, maxConsole))
-	var line []byte
-	for {
-		part, err := r.ReadSlice('\n')
-		line = append(line, part...)
-		switch {
-		case err == nil:
-			if have--; have < 0 {
-				if _, err := fmt.Fprintf(out, "%s stdout F %s\n", time.Now().UTC().Format(time.RFC3339Nano), printable(line)); err != nil {
-					return err
-				}
-			}
-			line = line[:0]
-		case errors.Is(err, bufio.ErrBufferFull):
-		case errors.Is(err, io.EOF):
-			select {
-			case <-ctx.Done():
+	for r := io.LimitReader(in, maxConsole); ; {
+		if _, err := io.Copy(l, r); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-watch.Events:
+			if _, err := os.Stat(from); !ok || errors.Is(err, fs.ErrNotExist) {
 				return nil
-			case _, ok := <-watch.Events:
-				if _, err := os.Stat(from); !ok || errors.Is(err, fs.ErrNotExist) {
-					return nil
-				}
-			case err := <-watch.Errors:
-				return err
 			}
-		default:
+		case err := <-watch.Errors:
 			return err
 		}
 	}
 }
 
+func (l *consoleLog) copySocket(ctx context.Context, from string) error {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", from)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer func() {
+		if stop() {
+			conn.Close() // nothing was written to it
+		}
+	}()
+	_, err = io.Copy(l, io.LimitReader(conn, maxConsole-l.size))
+	if err == nil {
+		// The guest would wait for who reads no more.
+		_, err = io.Copy(io.Discard, conn)
+	}
+	if ctx.Err() != nil || errors.Is(err, syscall.ECONNRESET) {
+		return nil
+	}
+	return err
+}
+
 // printable is a line of a console without what a terminal would act on: the tenant's programs write there, too.
 func printable(line []byte) []byte {
 	return bytes.Map(func(r rune) rune {
-		if r < ' ' && r != '\t' || r == 0x7f {
+		if unicode.IsControl(r) && r != '\t' {
 			return -1
 		}
 		return r

@@ -266,6 +266,20 @@ func (e *Engine) handler(org string, class cis.SandboxClass) (handler, why strin
 	return "", e.whyNot(class)
 }
 
+// unfit is why an instance cannot have a handler, "" when it can.
+func (e *Engine) unfit(handler string, s *cis.Spec) string {
+	if !e.cfg.Copying[handler] {
+		return ""
+	}
+	for i := range s.Volumes {
+		if s.Volumes[i].EmptyDir != nil {
+			return fmt.Sprintf("volume %q: the virtual machines of %s share no directory with the machine, so that each container would have an emptyDir of its own; "+
+				"do without, or have the operator give the org another hypervisor (control.cri.kata)", s.Volumes[i].Name, handler)
+		}
+	}
+	return ""
+}
+
 func (e *Engine) whyNot(c cis.SandboxClass) string {
 	if why := e.cfg.Unavailable[c]; why != "" {
 		return why

@@ -132,6 +132,12 @@ func (s *memSink) hasEvent(id, reason string) bool {
 	return false
 }
 
+func (s *memSink) eventsOf(id string) []cis.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.events[id])
+}
+
 // memMeter counts what meters were told.
 type memMeter struct {
 	mu      sync.Mutex

@@ -274,13 +274,3 @@ func (b *bench) leftovers(t *testing.T) []string {
 	slices.Sort(all)
 	return all
 }
-
-func TestConsolePath(t *testing.T) {
-	const id = "0123456789abcdef0123"
-	for pattern, want := range map[string]string{"/vm/{id}/console": "/vm/" + id + "/console", "/vm/{id:16}/c": "/vm/0123456789abcdef/c",
-		"/vm/{id:99}": "/vm/" + id, "/vm/{id:x}": "/vm/" + id, "/vm/{id": "/vm/{id", "/vm": "/vm"} {
-		if got := ConsolePath(pattern, id); got != want {
-			t.Errorf("%s: %s, want %s", pattern, got, want)
-		}
-	}
-}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,24 +24,33 @@ import (
 // pkg/containerd-shim-v2, shim_management.go).
 const shimMonitor = "/run/vc/sbs/%s/shim-monitor.sock"
 
-// Bounds of asking one shim.
+// Bounds of asking the shims: all of them together, how many at a time, and what is taken of one.
 const (
 	metricsTimeout = 3 * time.Second
+	metricsAtOnce  = 32
 	maxSeries      = 500
 )
 
 // KataMetrics gathers the metrics of the live instances of class kata from their shims: of the shim, the hypervisor, the
-// guest. Each is labelled with its instance and org. A shim that does not answer is left out.
-type KataMetrics struct{ engine *Engine }
+// guest. Each is labelled with its instance and org. A shim that does not answer is left out, and keeps no other waiting.
+type KataMetrics struct {
+	engine *Engine
+	socket string // of a shim, with its sandbox's id for %s
+}
 
 // KataMetrics gives the engine's.
-func (e *Engine) KataMetrics() KataMetrics { return KataMetrics{e} }
+func (e *Engine) KataMetrics() KataMetrics { return KataMetrics{e, shimMonitor} }
 
 // Gather implements prometheus.Gatherer.
 func (k KataMetrics) Gather() ([]*dto.MetricFamily, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), metricsTimeout)
 	defer cancel()
-	all := map[string]*dto.MetricFamily{}
+	var (
+		mu     sync.Mutex
+		all    = map[string]*dto.MetricFamily{}
+		asking sync.WaitGroup
+		places = make(chan struct{}, metricsAtOnce)
+	)
 	for _, id := range k.engine.ids() {
 		a, err := k.engine.actor(id)
 		if err != nil {
@@ -50,12 +60,19 @@ func (k KataMetrics) Gather() ([]*dto.MetricFamily, error) {
 		if v == nil || v.class != cis.Kata || v.sandboxID == "" {
 			continue
 		}
-		families, err := askShim(ctx, v.sandboxID)
-		if err != nil {
-			continue
-		}
-		add(all, families, id, v.org)
+		asking.Go(func() {
+			places <- struct{}{}
+			defer func() { <-places }()
+			families, err := k.ask(ctx, v.sandboxID)
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			add(all, families, id, v.org)
+		})
 	}
+	asking.Wait()
 	out := make([]*dto.MetricFamily, 0, len(all))
 	for _, f := range all {
 		out = append(out, f)
@@ -93,13 +110,13 @@ func add(all, families map[string]*dto.MetricFamily, instance, org string) {
 	}
 }
 
-func askShim(ctx context.Context, sandbox string) (map[string]*dto.MetricFamily, error) {
+func (k KataMetrics) ask(ctx context.Context, sandbox string) (map[string]*dto.MetricFamily, error) {
 	if sandbox != filepath.Base(sandbox) {
 		return nil, fmt.Errorf("sandbox id %q", sandbox)
 	}
 	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, "unix", fmt.Sprintf(shimMonitor, sandbox))
+		return d.DialContext(ctx, "unix", fmt.Sprintf(k.socket, sandbox))
 	}}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://shim/metrics", http.NoBody)
 	if err != nil {

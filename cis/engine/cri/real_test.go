@@ -136,6 +136,47 @@ func TestClassUnavailable(t *testing.T) {
 	}
 }
 
+// An org that has a hypervisor of its own gets that one or none: no other, and no weaker class.
+func TestOrgKata(t *testing.T) {
+	b := newBench(t)
+	b.cfg.Handlers[cis.Kata] = "kata-qemu" // which this containerd has not, nor the others
+	b.cfg.KataOrgs = map[string]OrgKata{"bank": {Unavailable: "no cloud-hypervisor"}, "shop": {Handler: "kata-fc"}}
+	b.cfg.Copying = map[string]bool{"kata-fc": true}
+	b.restart()
+	scratch := []cis.Volume{{Name: "data", EmptyDir: &cis.EmptyDir{}}}
+	for _, c := range []struct {
+		org      string
+		class    cis.SandboxClass
+		volumes  []cis.Volume
+		rejected string
+		handler  string // that containerd is asked for
+	}{
+		{org: "bank", class: cis.Kata, rejected: "no cloud-hypervisor"},
+		{org: "bank", rejected: "no cloud-hypervisor"}, // the default is kata
+		{org: "shop", class: cis.Kata, volumes: scratch, rejected: `volume "data": the virtual machines of kata-fc share no directory`},
+		{org: "shop", class: cis.Kata, handler: "kata-fc"},
+		{org: "acme", class: cis.Kata, volumes: scratch, handler: "kata-qemu"},
+	} {
+		in := instance(c.class, shell("main", "true"))
+		in.Org, in.Spec.Volumes = c.org, c.volumes
+		b.ensure(in)
+		if c.rejected != "" {
+			if st := b.sink.waitPhase(t, in.ID, cis.Rejected); !strings.Contains(st.Message, c.rejected) {
+				t.Errorf("%+v: %+v", c, st)
+			}
+			continue
+		}
+		testenv.Eventually(t, 30*time.Second, func() error {
+			for _, ev := range b.sink.eventsOf(in.ID) {
+				if strings.Contains(ev.Message, `no runtime for "`+c.handler+`" is configured`) {
+					return nil
+				}
+			}
+			return fmt.Errorf("events %+v", b.sink.eventsOf(in.ID))
+		})
+	}
+}
+
 // A failing container is restarted with its attempts counted, and its previous log can be read.
 func TestRestarts(t *testing.T) {
 	b := newBench(t)

@@ -29,8 +29,8 @@ type Kata struct {
 	// Template makes new virtual machines as copies of one that has booted; Cache keeps so many ready. Not both.
 	Template bool `yaml:"template"`
 	Cache    int  `yaml:"cache"`
-	// Console is the file that a virtual machine's console is written to, where the hypervisor writes one, with {id} for
-	// the sandbox's id, or {id:16} for the first 16 characters of it; empty: the guest's kernel log is not kept.
+	// Console is where a virtual machine's console is, a file that the hypervisor writes or a socket that it serves, with
+	// {id} for the sandbox's id, or {id:16} for the first 16 characters of it; empty: the guest's kernel log is not kept.
 	Console string `yaml:"console"`
 }
 
@@ -89,6 +89,9 @@ func (c *Config) checkSandbox(bad func(key, format string, args ...any)) {
 	}
 	if k.Template && k.Cache > 0 {
 		bad("control.cri.kata.cache", "must be 0 with control.cri.kata.template: Kata makes virtual machines in one of the two ways")
+	}
+	if c.Control.CRI.Socket != "" && (k.Template || k.Cache > 0) {
+		bad("control.cri.kata", "template and cache must be unset with control.cri.socket: set them in the [factory] of the Kata configuration that this containerd has")
 	}
 	if k.Cache < 0 || k.Cache > 64 {
 		bad("control.cri.kata.cache", "must be 0 to 64, not %d", k.Cache)

@@ -19,6 +19,8 @@ func TestSandboxKeys(t *testing.T) {
 		"control.cri.kata.cache=-1":                                   "must be 0 to 64",
 		"control.cri.kata.console=/run/x":                             "with {id} in it",
 		"control.cri.kata={template: true, cache: 2}":                 "Kata makes virtual machines in one of the two ways",
+		"control.cri={socket: /run/c.sock, kata: {cache: 2}}":         "must be unset with control.cri.socket",
+		"control.cri={socket: /run/c.sock, kata: {template: true}}":   "must be unset with control.cri.socket",
 		"control.cri.kata.configs={qemu: /etc/q.toml}":                "",
 		"control.cri.nodePorts=[53/udp, 6443/tcp]":                    "",
 		"control.cri.kata.console=/run/{id:16}/log":                   "",

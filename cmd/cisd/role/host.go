@@ -36,7 +36,7 @@ func binDirs(c config.CRI) []string {
 
 func report(ctx context.Context, c config.CRI) sandbox.Report {
 	return sandbox.Host(ctx, sandbox.Options{BinDirs: binDirs(c), KataConfig: c.KataConfig, KataConfigs: c.Kata.Configs,
-		Hypervisor: c.Kata.Hypervisor, OwnContainerd: c.Socket == "", AllowRuncDefault: c.AllowRuncDefault})
+		Hypervisor: c.Kata.Hypervisor, Kata: kataOptions(c), OwnContainerd: c.Socket == "", AllowRuncDefault: c.AllowRuncDefault})
 }
 
 // offer are the handlers that containerd gets: those of which the host has everything, the strongest last, since the
@@ -48,13 +48,16 @@ func offer(c config.CRI, rep sandbox.Report) []containerd.Handler {
 			offered = append(offered, h)
 		}
 	}
-	options := sandbox.KataOptions{Template: c.Kata.Template, Cache: c.Kata.Cache}
 	for _, f := range rep.Findings {
 		if f.Class == cis.Kata && f.Available() {
-			offered = append(offered, containerd.KataHandler(f.Handler, f.KataConfig, options))
+			offered = append(offered, containerd.KataHandler(f.Handler, f.KataConfig, kataOptions(c)))
 		}
 	}
 	return offered
+}
+
+func kataOptions(c config.CRI) sandbox.KataOptions {
+	return sandbox.KataOptions{Template: c.Kata.Template, Cache: c.Kata.Cache}
 }
 
 // kataOrgs are the handlers of the orgs that have a hypervisor of their own.
@@ -66,6 +69,15 @@ func kataOrgs(c config.CRI, rep sandbox.Report) map[string]cri.OrgKata {
 		} else if f != nil {
 			out[org] = cri.OrgKata{Unavailable: f.Why()}
 		}
+	}
+	return out
+}
+
+// copying are the handlers whose virtual machines have copies of files.
+func copying(rep sandbox.Report) map[string]bool {
+	out := map[string]bool{}
+	for _, f := range rep.Findings {
+		out[f.Handler] = f.Copying
 	}
 	return out
 }
@@ -175,7 +187,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 		}
 		e, err := cri.New(cri.Config{Fence: wall,
 			Socket: socket, TaskDir: taskDir, Runsc: runsc, Root: p.cfg.Path("engine"), LogRoot: logRoot(p.cfg), Node: p.cfg.Node.Name, Region: p.cfg.Node.Region,
-			HostIP: p.cfg.Node.Address, Handlers: handlers, KataOrgs: kataOrgs(c, rep), Console: c.Kata.Console, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
+			HostIP: p.cfg.Node.Address, Handlers: handlers, KataOrgs: kataOrgs(c, rep), Copying: copying(rep), Console: c.Kata.Console, Unavailable: why, Default: rep.Default, Sink: sink, Meter: meterStarter{meters}, Logger: log,
 			PullAuth: auth.Credentials, CgroupRoot: cgroupRoot(p.cfg),
 			Capacity: engine.Capacity{MilliCPU: c.CPU * 1000, MemoryBytes: c.MemoryGiB << 30},
 		})

@@ -189,6 +189,7 @@ func (s *Session) vringState(m *Message) ([]byte, error) {
 	switch m.Request {
 	case SetVringNum:
 		q.size = value
+		q.addr, q.desc, q.avail, q.used = nil, nil, nil, nil // their lengths are by the size
 	case SetVringBase:
 		q.last = uint16(value)
 	case SetVringEnable:

@@ -284,6 +284,27 @@ func TestBadGuest(t *testing.T) {
 	}
 }
 
+// A queue whose size has changed is not used before its addresses are told again, which are checked against it.
+func TestSizeAfterAddress(t *testing.T) {
+	for _, size := range []uint32{0, 1 << 31} {
+		u := &upper{}
+		m := newMonitor(t, u)
+		m.setUp()
+		m.send(SetVringNum, u32s(1, size))
+		m.offer(1, 0, guestAddr+buffers, 5, 0, 0)
+		le.PutUint16(m.mem[availAt(1)+2:], 3*queueSize) // beyond what the queue had
+		m.publish(1, 0)
+		m.send(SetVringEnable, u32s(1, 1)) // which has the queue looked at, too
+		m.c.Close()
+		if err := <-m.served; err != nil {
+			t.Errorf("size %d: %v", size, err)
+		}
+		if len(u.got) > 0 {
+			t.Errorf("size %d: the device got %q", size, u.got)
+		}
+	}
+}
+
 func TestBadMessages(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"version":                  u32s(1, 2, 0),

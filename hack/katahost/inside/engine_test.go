@@ -50,7 +50,7 @@ func newEngine(t *testing.T, env *testenv.ContainerdEnv, sink engine.Sink) *cri.
 	have, why := host(t).Handlers()
 	e, err := cri.New(cri.Config{
 		Socket: env.Socket, TaskDir: env.Daemon.TaskDir(), Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"),
-		Node: "emulated", HostIP: "127.0.0.1", Handlers: have, Unavailable: why, Fence: wall, Sink: sink,
+		Node: "emulated", HostIP: "127.0.0.1", Handlers: have, Unavailable: why, Fence: wall, Sink: sink, Console: "/run/vc/vm/{id}/console.sock",
 		CgroupRoot: "/" + strings.Trim(strings.TrimSuffix(env.CgroupParent, ".slice"), "/"), StopBound: patience,
 		Logger:       slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 		CrashBackoff: cri.Backoff{Initial: 500 * time.Millisecond, Max: 2 * time.Second}, PullBackoff: cri.Backoff{Initial: 500 * time.Millisecond, Max: 2 * time.Second},

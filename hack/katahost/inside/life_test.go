@@ -43,6 +43,7 @@ func TestLife(t *testing.T) {
 	t.Run("size", func(t *testing.T) { size(t, g, st) })
 	t.Run("hypervisor", func(t *testing.T) { hypervisor(t, in.ID, st) })
 	t.Run("network", func(t *testing.T) { network(t, env, g, st.IPs[0]) })
+	t.Run("console", func(t *testing.T) { console(t, e, in.ID) })
 	t.Run("stop", func(t *testing.T) {
 		stopped := *in
 		stopped.Version++
@@ -165,6 +166,24 @@ func hypervisor(t *testing.T, id string, st cis.Status) {
 			}
 		}
 	}
+}
+
+// console is the driver's socket, whose lines are a log of the instance. The kernel boots quietly; that the agent cannot start
+// a program it says there.
+func console(t *testing.T, e *cri.Engine, id string) {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := e.Exec(ctx, id, cis.ExecRequest{Container: "main", Command: []string{"no-such-program"}, Stdout: io.Discard, Stderr: io.Discard}); err == nil {
+		t.Error("a program that is not there has run")
+	}
+	testenv.Eventually(t, patience, func() error {
+		var log bytes.Buffer
+		err := e.Logs(ctx, id, cis.LogRequest{Container: cis.GuestLog}, &log)
+		if err == nil && !strings.Contains(log.String(), "no-such-program") {
+			err = fmt.Errorf("the console's log is %q", log.String())
+		}
+		return err
+	})
 }
 
 // network is by the shim's tap, which traffic control joins to the pod's interface.

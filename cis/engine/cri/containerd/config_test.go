@@ -206,10 +206,7 @@ func TestRunDirIsClearedAfterAReboot(t *testing.T) {
 
 // containerd itself reads the configuration and has what it says.
 func TestContainerdReadsTheConfiguration(t *testing.T) {
-	binary, err := lookup([]string{filepath.Join(cacheDir(t), "bin")}, "containerd")
-	if err != nil {
-		t.Skipf("%v: run hack/tools.sh containerd", err)
-	}
+	binary := tool(t, "containerd", "containerd")
 	// Text that would end a string in TOML, were it not quoted.
 	c, err := valid(filepath.Join(t.TempDir(), `a"b\c`)).normalize()
 	if err != nil {

@@ -52,13 +52,23 @@ func lookupMap(s *nftables.Set) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: s.Name, SetID: s.ID}}
 }
 
-// setMark makes register 1 the packet's mark, clearMark takes it away.
+// setMark makes register 1 the packet's mark.
 func setMark() []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg1}}
 }
 
-func clearMark() []expr.Any {
-	return append([]expr.Any{&expr.Immediate{Register: reg1, Data: make([]byte, 4)}}, setMark()...)
+// mark makes a number the packet's mark; 0 is none.
+func mark(n uint32) []expr.Any {
+	return append([]expr.Any{&expr.Immediate{Register: reg1, Data: binaryutil.NativeEndian.PutUint32(n)}}, setMark()...)
+}
+
+// connection tests whether any of the bits is set of what is known of the packet's connection.
+func connection(key expr.CtKey, bits uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Register: reg1, Key: key},
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: make([]byte, 4)},
+	}
 }
 
 // member tests whether the packet goes to an instance of the org that is its mark.

@@ -1,7 +1,8 @@
 // Package fence keeps apart the instances that share a bridge, and the machine from them, by the kernel's packet filter:
 // instances of one org reach each other, instances of different orgs do not; no instance sends as another; the machine
 // itself answers ping and what it was told to answer, and its link-local neighbours (a cloud's metadata service) are out
-// of reach.
+// of reach. What the machine translates to an instance's address, as a published port, is for every instance; the
+// instance sees the machine's address then.
 //
 // The rules are on the machine's side of the interfaces, so they hold for every sandbox class and for a privileged
 // process in an instance. They say nothing of where an instance may go outside of the machine.

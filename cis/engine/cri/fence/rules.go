@@ -35,6 +35,9 @@ const (
 	reg4 = unix.NFT_REG_4
 )
 
+// published is the mark of a packet to or from a published port, until it is bridged or routed. No org has this number.
+const published = 1<<32 - 1
+
 // hookBridge is the priority of a bridge's filter, ahead of what hands bridged packets to the IP filter.
 const hookBridge = -200
 
@@ -174,20 +177,21 @@ func (f *Fence) bridgeRules(conn *nftables.Conn, t tables) {
 	rule(pre, etherType(unix.ETH_P_ARP), sender(arpSender), accept())
 	rule(pre, drop())
 
-	// From instance to instance goes IPv4 within an org; and ARP, whose sender is known.
+	// From instance to instance goes IPv4 within an org; and ARP, whose sender is known. A machine that hands bridged packets
+	// to the IP filter (bridge-nf-call-iptables) bridges also what is translated to an instance, instead of routing it.
 	fwd := chain("same-org", nftables.ChainHookForward)
+	rule(fwd, in, lookup(t.ports, reg1, false), meta(expr.MetaKeyMARK, reg1), equal(binaryutil.NativeEndian.PutUint32(published)), mark(0), accept())
 	rule(fwd, in, lookup(t.ports, reg1, false), etherType(unix.ETH_P_IP), network(ipSource, reg1), lookupMap(t.frOrgs), setMark())
-	rule(fwd, in, lookup(t.ports, reg1, false), etherType(unix.ETH_P_IP), member(t.frMembers), clearMark(), accept())
+	rule(fwd, in, lookup(t.ports, reg1, false), etherType(unix.ETH_P_IP), member(t.frMembers), mark(0), accept())
 	rule(fwd, in, lookup(t.ports, reg1, false), etherType(unix.ETH_P_ARP), accept())
 	rule(fwd, in, lookup(t.ports, reg1, false), drop())
 	rule(fwd, meta(expr.MetaKeyOIFNAME, reg1), lookup(t.ports, reg1, false), drop())
 }
 
 func (f *Fence) inetRules(conn *nftables.Conn, t tables) {
-	chain := func(name string, hook *nftables.ChainHook) *nftables.Chain {
+	chain := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
 		accept := nftables.ChainPolicyAccept
-		return conn.AddChain(&nftables.Chain{Name: name, Table: t.inet, Type: nftables.ChainTypeFilter, Hooknum: hook,
-			Priority: nftables.ChainPriorityFilter, Policy: &accept})
+		return conn.AddChain(&nftables.Chain{Name: name, Table: t.inet, Type: kind, Hooknum: hook, Priority: priority, Policy: &accept})
 	}
 	rule := func(c *nftables.Chain, exprs ...[]expr.Any) {
 		conn.AddRule(&nftables.Rule{Table: t.inet, Chain: c, Exprs: join(exprs)})
@@ -197,14 +201,11 @@ func (f *Fence) inetRules(conn *nftables.Conn, t tables) {
 	}
 	elsewhere := device(expr.MetaKeyIIFNAME, expr.CmpOpNeq)
 	ipv4 := append(meta(expr.MetaKeyNFPROTO, reg1), equal([]byte{unix.NFPROTO_IPV4})...)
-	known := []expr.Any{
-		&expr.Ct{Register: reg1, Key: expr.CtKeySTATE},
-		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: make([]byte, 4)},
-	}
+	known := connection(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
+	translated := connection(expr.CtKeySTATUS, 1<<5) // IPS_DST_NAT of the kernel's ip_conntrack_status
 
 	// The machine answers ping and the open ports.
-	input := chain("machine", nftables.ChainHookInput)
+	input := chain("machine", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
 	rule(input, elsewhere, accept())
 	rule(input, known, accept())
 	rule(input, ipv4, meta(expr.MetaKeyL4PROTO, reg1), equal([]byte{unix.IPPROTO_ICMP}), accept())
@@ -215,7 +216,7 @@ func (f *Fence) inetRules(conn *nftables.Conn, t tables) {
 	rule(input, drop())
 
 	// What is routed back to the bridge goes as what is bridged; a published port is for everybody.
-	fwd := chain("routed", nftables.ChainHookForward)
+	fwd := chain("routed", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	rule(fwd, elsewhere, accept())
 	rule(fwd, known, accept())
 	rule(fwd, meta(expr.MetaKeyNFPROTO, reg1), []expr.Any{&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: []byte{unix.NFPROTO_IPV4}}}, drop())
@@ -223,14 +224,17 @@ func (f *Fence) inetRules(conn *nftables.Conn, t tables) {
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: []byte{255, 255, 0, 0}, Xor: make([]byte, 4)},
 	}, equal(linkLocal.Addr().AsSlice()), drop())
 	rule(fwd, device(expr.MetaKeyOIFNAME, expr.CmpOpNeq), accept())
-	const translated = 1 << 5 // IPS_DST_NAT of the kernel's ip_conntrack_status
-	rule(fwd, []expr.Any{
-		&expr.Ct{Register: reg1, Key: expr.CtKeySTATUS},
-		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(translated), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: make([]byte, 4)},
-	}, accept())
-	rule(fwd, clearMark())
+	rule(fwd, translated, mark(0), accept())
+	rule(fwd, mark(0))
 	rule(fwd, ipv4, network(ipSource, reg1), lookupMap(t.orgs), setMark())
-	rule(fwd, ipv4, member(t.members), clearMark(), accept())
+	rule(fwd, ipv4, member(t.members), mark(0), accept())
 	rule(fwd, drop())
+
+	// What one instance sends to a published port of another comes from the machine's address, so that the answers come by
+	// way of the machine, which translates them back. The mark is for where it is bridged.
+	bridge := device(expr.MetaKeyIIFNAME, expr.CmpOpEq)
+	pre := chain("published", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest+1))
+	rule(pre, bridge, ipv4, translated, network(ipDestination, reg1), lookupMap(t.orgs), mark(published))
+	post := chain("published-source", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+	rule(post, device(expr.MetaKeyOIFNAME, expr.CmpOpEq), ipv4, translated, network(ipSource, reg1), lookupMap(t.orgs), []expr.Any{&expr.Masq{}})
 }

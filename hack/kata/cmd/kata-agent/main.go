@@ -2,59 +2,28 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
-	"os"
 
-	"github.com/containerd/ttrpc"
 	"github.com/mdlayher/vsock"
 
 	"cumulet.io/hack/kata/agent"
 	"cumulet.io/hack/kata/agent/guest"
-	"cumulet.io/hack/kata/agent/inside"
 	"cumulet.io/hack/kata/boot"
 	"cumulet.io/hack/kata/sharing"
 )
 
-// agentPort is the vsock port at which Kata expects its agent.
-const agentPort = 1024
+// shareDir is where the guest has the directory that the host shares.
+const shareDir = "/run/share"
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == inside.Command {
-		inside.Main()
-	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if err := run(log); err != nil {
-		log.Error("the agent has ended", "error", err)
-	}
-	// The kernel would panic without its first process.
-	if err := boot.Off(); err != nil {
-		log.Error("power off", "error", err)
-	}
-}
-
-func run(log *slog.Logger) error {
-	if os.Getpid() != 1 {
-		return fmt.Errorf("kata-agent is a virtual machine's first process, not a command to run")
-	}
-	if err := guest.Boot(); err != nil {
-		return err
-	}
-	a, err := agent.New(host{}, guest.ShareDir, guest.CgroupRoot, log)
-	if err != nil {
-		return err
-	}
-	l, err := vsock.Listen(agentPort, nil)
-	if err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
-	s, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(a.Recover))
-	if err != nil {
-		return err
-	}
-	a.Register(s)
-	return s.Serve(context.Background(), l)
+	guest.Main(func(log *slog.Logger) (guest.Agent, error) {
+		// No flags: containers have their root file systems here.
+		if err := guest.Boot(boot.Mount{Source: sharing.Tag, Target: shareDir, FSType: "virtiofs"}); err != nil {
+			return nil, err
+		}
+		return agent.New(host{}, shareDir, guest.CgroupRoot, log)
+	})
 }
 
 // host asks the VM service, at the host's end of the socket device.

@@ -1,4 +1,4 @@
-package guest
+package qemuagent
 
 import (
 	"testing"

@@ -1,11 +1,11 @@
-// Package guest is the agent of package agent as Kata's QEMU driver wants it.
+// Package qemuagent is the agent of package agent as Kata's QEMU driver wants it.
 //
 // The driver shares one directory with the machine, has it mounted where the
 // other agent keeps the copies of volumes, and names files in it. What is at
 // that place the other agent removes with the container, as is right for copies
 // and would be wrong for the host's own files: so the share is mounted at
 // another place, and what the driver says of the one is taken to mean the other.
-package guest
+package qemuagent
 
 import (
 	"context"
