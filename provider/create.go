@@ -126,15 +126,12 @@ func (p *Provider) adopt(v *view, in *cis.Instance) {
 
 // settle finds out whether a create whose answer is not known has made an instance.
 func (p *Provider) settle(ctx context.Context, v *view) error {
-	all, _, err := p.pages(ctx, v.org, false)
+	made, _, err := p.pages(ctx, v.org, false, func(in *cis.Instance) bool { return in.Key == key(v.pod) })
 	if err != nil {
 		return err
 	}
-	for i := range all {
-		if all[i].Key == key(v.pod) {
-			p.adopt(v, &all[i])
-			break
-		}
+	if len(made) > 0 {
+		p.adopt(v, &made[0])
 	}
 	v.worker.request = nil
 	return nil
