@@ -82,8 +82,11 @@ func (p *Provider) build(ctx context.Context, v *view) (*podspec.Result, time.Du
 	case errors.As(err, &missing):
 		p.tellAlways(v, missing.Container, "Failed", "Error: "+err.Error())
 		return nil, 0, errors.Join(err, p.wait(ctx, v, missing.Container, "CreateContainerConfigError", err.Error()))
+	case ctx.Err() != nil:
+		return nil, 0, err
 	}
-	return nil, 0, err
+	// Something could not be looked up, as a token that the node may not ask for.
+	return nil, 0, errors.Join(err, p.wait(ctx, v, "", "CreateContainerConfigError", "Error: "+err.Error()))
 }
 
 // wait writes why a pod has no instance yet.
