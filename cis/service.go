@@ -23,7 +23,8 @@ type ListRequest struct {
 	Labels map[string]string
 	// Live leaves out ended instances.
 	Live bool
-	// Limit is the page size, 1 to 1,000; 0 means 500. Cursor continues a listing.
+	// Limit is the page size at most, 1 to 1,000; 0 means 500. Large instances make a page shorter. Cursor continues a
+	// listing.
 	Limit  int
 	Cursor string
 }

@@ -23,6 +23,7 @@ const (
 	MaxVolumes        = 64
 	MaxFiles          = 4096
 	MaxFilesBytes     = 3 << 20     // of one volume's files
+	MaxVolumesBytes   = 6 << 20     // of the files of all volumes: what a create has room for
 	MaxEnvBytes       = 1 << 20     // names and values of one container
 	MaxStringBytes    = 128<<10 - 1 // one argument or NAME=VALUE: MAX_ARG_STRLEN of execve(2)
 	maxLabels         = 64
@@ -162,6 +163,9 @@ func validateSpec(e *fieldErrors, at string, s *Spec) {
 
 	one(e, at+".restartPolicy", s.RestartPolicy, "", corev1.RestartPolicyAlways, corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever)
 	validateVolumes(e, at+".volumes", s.Volumes)
+	if n := FilesBytes(s.Volumes); n > MaxVolumesBytes {
+		e.add(at+".volumes", fmt.Sprintf("must hold at most %d bytes of files in all", MaxVolumesBytes), n)
+	}
 	if s.Hostname != "" {
 		e.subdomain(at+".hostname", s.Hostname)
 		e.length(at+".hostname", "characters, as Linux has it", len(s.Hostname), 64)
@@ -229,6 +233,19 @@ func validateVolumes(e *fieldErrors, at string, volumes []Volume) {
 		}
 		validateFiles(e, at+".files.files", v.Files)
 	}
+}
+
+// FilesBytes is how much the files of volumes hold in all.
+func FilesBytes(volumes []Volume) int {
+	n := 0
+	for _, v := range volumes {
+		if v.Files != nil {
+			for _, f := range v.Files.Files {
+				n += len(f.Data)
+			}
+		}
+	}
+	return n
 }
 
 // ValidateFiles checks the files of a volume, as an update gives them.

@@ -272,8 +272,8 @@ func (v *containerRules) httpGet(at string, h *corev1.HTTPGetAction, ports []cor
 	}
 }
 
-// host refuses addresses that mean the prober's own machine; the engine connects to anything else from the
-// instance's network only.
+// host refuses addresses that mean the prober's own machine, for an early answer: where a name leads, and what is the
+// machine's or another instance's, the engine looks at when it connects.
 func (v *containerRules) host(at, host string) {
 	if host == "" {
 		return

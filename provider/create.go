@@ -82,8 +82,11 @@ func (p *Provider) build(ctx context.Context, v *view) (*podspec.Result, time.Du
 	case errors.As(err, &missing):
 		p.tellAlways(v, missing.Container, "Failed", "Error: "+err.Error())
 		return nil, 0, errors.Join(err, p.wait(ctx, v, missing.Container, "CreateContainerConfigError", err.Error()))
+	case ctx.Err() != nil:
+		return nil, 0, err
 	}
-	return nil, 0, err
+	// Something could not be looked up, as a token that the node may not ask for.
+	return nil, 0, errors.Join(err, p.wait(ctx, v, "", "CreateContainerConfigError", "Error: "+err.Error()))
 }
 
 // wait writes why a pod has no instance yet.
@@ -126,15 +129,12 @@ func (p *Provider) adopt(v *view, in *cis.Instance) {
 
 // settle finds out whether a create whose answer is not known has made an instance.
 func (p *Provider) settle(ctx context.Context, v *view) error {
-	all, _, err := p.pages(ctx, v.org, false)
+	made, _, err := p.pages(ctx, v.org, false, func(in *cis.Instance) bool { return in.Key == key(v.pod) })
 	if err != nil {
 		return err
 	}
-	for i := range all {
-		if all[i].Key == key(v.pod) {
-			p.adopt(v, &all[i])
-			break
-		}
+	if len(made) > 0 {
+		p.adopt(v, &made[0])
 	}
 	v.worker.request = nil
 	return nil

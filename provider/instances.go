@@ -15,10 +15,10 @@ import (
 	"cumulet.io/internal/problem"
 )
 
-// maxPages bounds one listing: 1,000 instances a page.
+// Bounds of one listing: pages of at most 1,000 instances, fewer where they are large.
 const (
 	pageSize = 1000
-	maxPages = 1000
+	maxPages = 100_000
 )
 
 // follow keeps an org's instances known: all by listing, then every change from the watch, and again from the start when
@@ -72,8 +72,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // pages lists all of an org's instances of this node, and gives the cursor for a watch that misses nothing after the
-// beginning of the listing.
-func (p *Provider) pages(ctx context.Context, org string, live bool) (all []cis.Instance, cursor string, err error) {
+// beginning of the listing. Ended ones are there for as long as the service keeps their records, so they are handed on and
+// not kept: take gets every instance, and what it tells to keep comes back.
+func (p *Provider) pages(ctx context.Context, org string, live bool, take func(*cis.Instance) (keep bool)) (kept []cis.Instance, cursor string, err error) {
 	req := cis.ListRequest{Node: p.cfg.Node, Live: live, Limit: pageSize}
 	for page := range maxPages {
 		list, err := p.cfg.Services.Instances.List(ctx, org, req)
@@ -83,28 +84,37 @@ func (p *Provider) pages(ctx context.Context, org string, live bool) (all []cis.
 		if page == 0 {
 			cursor = list.Cursor
 		}
-		all = append(all, list.Items...)
+		for i := range list.Items {
+			if in := list.Items[i]; take(&in) {
+				kept = append(kept, in)
+			}
+		}
 		if list.Next == "" {
-			return all, cursor, nil
+			return kept, cursor, nil
 		}
 		req.Cursor = list.Next
 	}
 	return nil, "", fmt.Errorf("list instances of %s: more than %d pages", org, maxPages)
 }
 
+// learn is what a listing does with each instance: it is noted, and no longer missing. Live ones are kept, to be compared.
+func (p *Provider) learn(org string, missing map[string]types.UID) func(*cis.Instance) bool {
+	return func(in *cis.Instance) bool {
+		delete(missing, in.ID)
+		p.note(org, in)
+		return !in.Status.Phase.Final()
+	}
+}
+
 // list learns all of an org's instances, ended ones too, and wakes every pod of the org.
 func (p *Provider) list(ctx context.Context, org string) (cursor string, err error) {
 	before := p.liveIDs(org)
-	all, cursor, err := p.pages(ctx, org, false)
+	live, cursor, err := p.pages(ctx, org, false, p.learn(org, before))
 	if err != nil {
 		return "", err
 	}
-	for i := range all {
-		delete(before, all[i].ID)
-		p.note(org, &all[i])
-	}
 	p.missing(before)
-	p.compare(ctx, org, all)
+	p.compare(ctx, org, live)
 	p.mu.Lock()
 	p.synced[org] = true
 	var wake []types.UID
@@ -143,13 +153,18 @@ func (p *Provider) watch(ctx context.Context, org, cursor string) error {
 	return errors.New("watch: ended")
 }
 
-// note takes the news of an instance. Older news than what is known is dropped.
+// note takes the news of an instance. Older news than what is known is dropped, and so is the end of an instance whose
+// pod is not known: nothing is left to do about either.
 func (p *Provider) note(org string, in *cis.Instance) {
 	if in.Spec.Source.Node != p.cfg.Node || in.Spec.Source.UID == "" {
 		return
 	}
 	uid := types.UID(in.Spec.Source.UID)
 	p.mu.Lock()
+	if p.pods[uid] == nil && in.Status.Phase.Final() {
+		p.mu.Unlock()
+		return
+	}
 	t := p.track(uid, org)
 	if t.org != org || t.instance != nil && (t.instance.ID != in.ID || t.instance.Version >= in.Version) {
 		p.mu.Unlock()
@@ -190,18 +205,14 @@ func (p *Provider) missing(ids map[string]types.UID) {
 func (p *Provider) reconcileEvery(ctx context.Context, org string) {
 	for pause(ctx, p.cfg.Reconcile) {
 		before := p.liveIDs(org)
-		all, _, err := p.pages(ctx, org, true)
+		live, _, err := p.pages(ctx, org, true, p.learn(org, before))
 		p.setTrouble(org, err)
 		if err != nil {
 			p.log.WarnContext(ctx, "comparing instances failed", "org", org, "error", err)
 			continue
 		}
-		for i := range all {
-			delete(before, all[i].ID)
-			p.note(org, &all[i])
-		}
 		p.missing(before)
-		p.compare(ctx, org, all)
+		p.compare(ctx, org, live)
 	}
 }
 

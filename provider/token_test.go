@@ -1,6 +1,7 @@
 package provider_test
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -9,12 +10,40 @@ import (
 
 	authv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clienttesting "k8s.io/client-go/testing"
 
 	"cumulet.io/provider/internal/testservice"
 )
+
+// A pod whose token cannot be had waits, and says why, until it can.
+func TestATokenThatMayNotBeHad(t *testing.T) {
+	r := newRig(t)
+	var allowed atomic.Bool
+	r.client.PrependReactor("create", "serviceaccounts", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if a.GetSubresource() != "token" {
+			return false, nil, nil
+		}
+		if !allowed.Load() {
+			return true, nil, apierrors.NewForbidden(corev1.Resource("serviceaccounts/token"), "default", errors.New("the node may not"))
+		}
+		return true, &authv1.TokenRequest{Status: authv1.TokenRequestStatus{Token: "t", ExpirationTimestamp: metav1.NewTime(time.Now().Add(time.Hour))}}, nil
+	})
+	r.up()
+	r.create(newPod("web", testservice.ImageRuns, func(p *corev1.Pod) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "identity", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token"}}}}}}}
+	}))
+	r.event("token of service account shop/default: forbidden")
+	pod := r.pod("web", func(p *corev1.Pod) bool { return len(p.Status.ContainerStatuses) > 0 })
+	if w := pod.Status.ContainerStatuses[0].State.Waiting; pod.Status.Phase != corev1.PodPending || w == nil || w.Reason != "CreateContainerConfigError" {
+		t.Errorf("%+v", pod.Status)
+	}
+	allowed.Store(true)
+	r.pod("web", phase(corev1.PodRunning))
+}
 
 // TestTokenAges: an instance gets a new service-account token when 80% of the old one's life are over, again and again,
 // and not before.

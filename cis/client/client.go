@@ -21,6 +21,9 @@ import (
 	"strconv"
 	"time"
 
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/propagation"
+
 	"cumulet.io/internal/problem"
 	"cumulet.io/registry/hubtoken"
 )
@@ -146,6 +149,7 @@ func (c *Client) request(ctx context.Context, method string, u *url.URL, body []
 		return nil, fmt.Errorf("token: %w", err)
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
+	otel.GetTextMapPropagator().Inject(ctx, propagation.HeaderCarrier(req.Header))
 	return req, nil
 }
 

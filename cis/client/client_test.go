@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/propagation"
 	"go.uber.org/goleak"
 
 	"cumulet.io/cis"
@@ -411,6 +413,32 @@ func TestLogs(t *testing.T) {
 		t.Errorf("%q, %v", buf, err)
 	}
 	_ = rc.Close()
+}
+
+// The service's part of a trace belongs to the caller's.
+func TestTraceIsPassedOn(t *testing.T) {
+	before := otel.GetTextMapPropagator()
+	otel.SetTextMapPropagator(propagation.TraceContext{})
+	defer otel.SetTextMapPropagator(before)
+	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	got := make(chan string, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got <- r.Header.Get("traceparent")
+		fmt.Fprint(w, `{"items":[]}`)
+	}))
+	defer srv.Close()
+	c, err := client.New(client.Config{BaseURL: srv.URL, Source: servertest.Source("t")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx := propagation.TraceContext{}.Extract(t.Context(), propagation.MapCarrier{"traceparent": parent})
+	if _, err := c.List(ctx, "acme", cis.ListRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if h := <-got; h != parent {
+		t.Errorf("the service got %q", h)
+	}
 }
 
 func TestNewRefuses(t *testing.T) {

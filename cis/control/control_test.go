@@ -343,9 +343,24 @@ func TestUpdateVolume(t *testing.T) {
 	if err := f.UpdateVolume(t.Context(), "acme", in.ID, "v", cis.FilesVolume{Files: []cis.File{{Path: "../f"}}}); !errors.Is(err, problem.ErrInvalid) {
 		t.Errorf("bad path: %v", err)
 	}
+	sp := spec("large")
+	for i := range 3 {
+		sp.Volumes = append(sp.Volumes, cis.Volume{Name: fmt.Sprint("w", i), Files: &cis.FilesVolume{}})
+	}
+	large, _, err := f.Create(t.Context(), "acme", cis.CreateRequest{Key: "large", Spec: sp})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := cis.FilesVolume{Files: []cis.File{{Path: "f", Data: make([]byte, cis.MaxFilesBytes)}}}
+	for i := 0; err == nil && i < 3; i++ {
+		err = f.UpdateVolume(t.Context(), "acme", large.ID, fmt.Sprint("w", i), full)
+	}
+	if n := cis.FilesBytes(f.store.Live(large.ID).Spec.Volumes); !errors.Is(err, problem.ErrTooLarge) || n > cis.MaxVolumesBytes {
+		t.Errorf("volumes may grow to %d bytes in all: %v", n, err)
+	}
 	f.stop()
 	f = start(t, path, newScripted(), nil)
-	if got := f.store.All()[0].Spec.Volumes[0].Files.Files[0].Data; string(got) != "new" {
+	if got := f.store.Live(in.ID).Spec.Volumes[0].Files.Files[0].Data; string(got) != "new" {
 		t.Errorf("after a restart the files are %q", got)
 	}
 	if err := f.Report(t.Context(), in.ID, cis.Status{Phase: cis.Failed, Incarnation: 1}); err != nil {

@@ -186,6 +186,9 @@ func (c *Control) UpdateVolume(ctx context.Context, org, id, volume string, file
 		in.Spec.Volumes = slices.Clone(in.Spec.Volumes)
 		files.Secret = files.Secret || in.Spec.Volumes[i].Files.Secret
 		in.Spec.Volumes[i].Files = &files
+		if n := cis.FilesBytes(in.Spec.Volumes); n > cis.MaxVolumesBytes {
+			return store.Unchanged, problem.New(problem.ErrTooLarge, "the files of the volumes of instance %s would be %d bytes in all, more than %d", id, n, cis.MaxVolumesBytes)
+		}
 		return store.ChangedSpec, nil
 	})
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"cumulet.io/cmd/cisd/config"
 	"cumulet.io/cmd/cisd/role"
+	"cumulet.io/internal/cmdtree"
 )
 
 // Version is set by the build.
@@ -37,7 +38,7 @@ func root() *cobra.Command {
 	var file string
 	var set []string
 	load := func() (*config.Config, error) { return config.Load(file, os.Environ(), set) }
-	cmd := &cobra.Command{Use: "cisd", Short: "The Cumulet server", SilenceUsage: true, SilenceErrors: true, Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "cisd", Short: "The Cumulet server", SilenceUsage: true, SilenceErrors: true}
 	cmd.PersistentFlags().StringVarP(&file, "config", "c", "", "configuration file (YAML)")
 	cmd.PersistentFlags().StringArrayVar(&set, "set", nil, "override one key, as registry.listen=127.0.0.1:5001; may be repeated")
 
@@ -59,7 +60,7 @@ func root() *cobra.Command {
 		serve("kubelet", "Run the virtual node alone", role.Kubelet),
 	)
 
-	conf := &cobra.Command{Use: "config", Short: "Check and show the configuration", Args: cobra.NoArgs}
+	conf := &cobra.Command{Use: "config", Short: "Check and show the configuration"}
 	conf.AddCommand(
 		&cobra.Command{Use: "check", Short: "Check the configuration", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := load(); err != nil {
@@ -78,7 +79,7 @@ func root() *cobra.Command {
 			return errors.Join(e.Encode(c.Redacted()), e.Close())
 		}},
 	)
-	host := &cobra.Command{Use: "host", Short: "Look at this machine", Args: cobra.NoArgs}
+	host := &cobra.Command{Use: "host", Short: "Look at this machine"}
 	host.AddCommand(&cobra.Command{Use: "check", Short: "Which sandbox classes this machine can run, and how to mend the others", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := load()
@@ -99,5 +100,6 @@ func root() *cobra.Command {
 		fmt.Fprintln(cmd.OutOrStdout(), Version)
 	}}
 	cmd.AddCommand(conf, host, purge, version)
+	cmdtree.Strict(cmd, func(err error) error { return err })
 	return cmd
 }

@@ -1,12 +1,15 @@
 package e2e
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -83,6 +86,9 @@ func wholePath(t *testing.T, p *platform.Platform, class string) {
 		if !regexp.MustCompile(`^POD_IP=\d+\.\d+\.\d+\.\d+\n$`).MatchString(out) {
 			t.Errorf("exec: %q", out)
 		}
+		if own := mustCis(t, p, "exec", "web", "--", "/app", "env", "POD_IP"); own != out {
+			t.Errorf("cis exec: %q, kubectl exec: %q", own, out)
+		}
 		_, err := p.Kubectl("", "exec", "web", "--", "/app", "nonsense")
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.ExitCode() != 1 {
@@ -94,18 +100,12 @@ func wholePath(t *testing.T, p *platform.Platform, class string) {
 	}
 	t.Run("volumes", func(t *testing.T) { volumes(t, p, image, class) })
 	t.Run("port-forward", func(t *testing.T) { portForward(t, p) })
-	t.Run("stats", func(t *testing.T) {
-		testenv.Eventually(t, 30*time.Second, func() error {
-			out, err := p.Kubectl("", "get", "--raw", "/api/v1/nodes")
-			if err != nil {
-				return err
-			}
-			if !strings.Contains(out, "virtual-kubelet.io/provider") {
-				return fmt.Errorf("the node has no taint")
-			}
-			return nil
-		})
+	t.Run("the node", func(t *testing.T) {
+		if out := run(t, p, "", "get", "--raw", "/api/v1/nodes"); !strings.Contains(out, "virtual-kubelet.io/provider") {
+			t.Errorf("the node has no taint: %s", out)
+		}
 	})
+	t.Run("stats", func(t *testing.T) { stats(t, p) })
 	t.Run("a class that the host lacks", func(t *testing.T) {
 		if out, err := p.Cis("run", "--sandbox", "kata", "-d", image); err == nil {
 			id := strings.TrimSpace(out)
@@ -176,6 +176,46 @@ func volumes(t *testing.T, p *platform.Platform, image, class string) {
 		}
 		return nil
 	})
+}
+
+// stats are what the kubelet API tells of the pods' use, to those who may ask.
+func stats(t *testing.T, p *platform.Platform) {
+	in := func(name string) string { return filepath.Join(filepath.Dir(p.Kubeconfig), name) }
+	ca, err := os.ReadFile(in("ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(in("apiserver-kubelet-client.crt"), in("apiserver-kubelet-client.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	url := strings.Replace(p.URL["kubelet"], "http:", "https:", 1)
+	ask := func(path string, certs ...tls.Certificate) (int, string, error) {
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: certs}}}
+		resp, err := client.Get(url + path)
+		if err != nil {
+			return 0, "", err
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(body), err
+	}
+	for path, want := range map[string]*regexp.Regexp{
+		"/stats/summary":    regexp.MustCompile(`"podRef":\s*\{\s*"name":\s*"web"`),
+		"/metrics/resource": regexp.MustCompile(`pod_memory_working_set_bytes\{namespace="default",pod="web"\} [1-9]`),
+	} {
+		testenv.Eventually(t, 30*time.Second, func() error {
+			if status, body, err := ask(path, pair); err != nil || status != http.StatusOK || !want.MatchString(body) {
+				return fmt.Errorf("%s: %d %s %w", path, status, body, err)
+			}
+			return nil
+		})
+		if status, body, err := ask(path); err != nil || status != http.StatusUnauthorized {
+			t.Errorf("%s without a certificate: %d %s %v", path, status, body, err)
+		}
+	}
 }
 
 func portForward(t *testing.T, p *platform.Platform) {

@@ -29,7 +29,7 @@ type Config struct {
 	Role string
 	// Handler is the service.
 	Handler http.Handler
-	// Ready tells whether the role can do its work; nil means always.
+	// Ready tells whether the role can do its work; nil means always. It may wait until its context ends, which it does soon.
 	Ready func(context.Context) error
 	// Metrics is where the service registers its own metrics and what /metrics answers from.
 	Metrics *prometheus.Registry
@@ -40,6 +40,9 @@ type Config struct {
 	// Grace bounds the wait for open requests at the stop; 0 means 10 s.
 	Grace time.Duration
 }
+
+// readyWithin bounds the answer of /readyz.
+const readyWithin = 3 * time.Second
 
 // Run serves on l until ctx ends, then stops: no new requests, open ones get Grace. Requests' contexts end with the
 // grace, so that streams and watches end too.
@@ -93,7 +96,10 @@ func handler(c Config) http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		if c.Ready != nil {
-			if err := c.Ready(r.Context()); err != nil {
+			// Who asks wants an answer while there is none, too, before it gives up.
+			ctx, cancel := context.WithTimeout(r.Context(), readyWithin)
+			defer cancel()
+			if err := c.Ready(ctx); err != nil {
 				problem.Write(w, problem.New(problem.ErrUnavailable, "%s is not ready: %v", c.Role, err))
 				return
 			}

@@ -3,6 +3,7 @@ package httpserve
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -69,6 +70,27 @@ func TestServes(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d with %q", tc.path, status, body, tc.status, tc.body)
 		}
 	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A role that waits for something says so while it waits.
+func TestReadyAnswersInTime(t *testing.T) {
+	url, stop := start(t, Config{Handler: http.NotFoundHandler(), Ready: func(ctx context.Context) error {
+		<-ctx.Done()
+		return fmt.Errorf("containerd is not ready: %w", ctx.Err())
+	}})
+	client := &http.Client{Timeout: 4 * readyWithin}
+	resp, err := client.Get(url + "/readyz") //nolint:noctx // a test
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != 503 || !strings.Contains(string(b), "containerd is not ready") {
+		t.Errorf("%d %s %v", resp.StatusCode, b, err)
+	}
+	client.CloseIdleConnections()
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,9 @@ import (
 	"strconv"
 	"time"
 
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/propagation"
+
 	"cumulet.io/cis"
 	"cumulet.io/internal/problem"
 	"cumulet.io/logs"
@@ -97,6 +100,7 @@ func (c *Client) get(ctx context.Context, org, accept string, v url.Values) (io.
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
 	req.Header.Set("Accept", accept)
+	otel.GetTextMapPropagator().Inject(ctx, propagation.HeaderCarrier(req.Header))
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {

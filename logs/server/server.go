@@ -72,6 +72,9 @@ func New(c Config) http.Handler {
 		_, _ = w.Write(openAPI) //nolint:errcheck // the client has gone
 	})
 	mux.Handle("GET /v1/orgs/{org}/logs", hubtoken.Authenticate(c.Verifier, hubtoken.AudienceLogs, http.HandlerFunc(s.logs)))
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		s.fail(w, r, problem.New(problem.ErrNotFound, "there is nothing here for %s; /v1/openapi.yaml describes what there is", r.Method))
+	})
 	return mux
 }
 

@@ -123,6 +123,8 @@ func TestRefused(t *testing.T) {
 		{"", "", "/v1/orgs/acme/logs", 401, ""},
 		{"expired", "", "/v1/orgs/acme/logs", 401, ""},
 		{"umbrella", "", "/v1/orgs/acme/logs", 403, ""},
+		{"acme", "", "/v1/orgs/acme/log", 404, ""},
+		{"", "", "/", 404, ""},
 		{"acme", "text/html", "/v1/orgs/acme/logs", 400, "Accept"},
 		{"acme", "", "/v1/orgs/acme/logs?org=umbrella", 400, "org"},
 		{"acme", "", "/v1/orgs/acme/logs?instance=a&instance=b", 400, "instance"},

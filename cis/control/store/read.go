@@ -19,8 +19,18 @@ import (
 
 const instanceColumns = `id, org, create_key, spec, created_at, version, desired, status`
 
+// maxAnswer bounds the specs that one page, or one look at the tables for a watch, holds: it ends with the one that goes
+// beyond it, and the next begins behind that.
+const maxAnswer = 32 << 20
+
 // scan reads a row of instanceColumns.
 func (s *Store) scan(row interface{ Scan(...any) error }) (*entry, error) {
+	e, _, err := s.scanSized(row)
+	return e, err
+}
+
+// scanSized is scan that tells the size of the spec as well.
+func (s *Store) scanSized(row interface{ Scan(...any) error }) (*entry, int, error) {
 	var (
 		in              cis.Instance
 		spec            []byte
@@ -28,23 +38,23 @@ func (s *Store) scan(row interface{ Scan(...any) error }) (*entry, error) {
 		desired, status string
 	)
 	if err := row.Scan(&in.ID, &in.Org, &in.Key, &spec, &created, &in.Version, &desired, &status); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	in.CreatedAt = time.Unix(0, created).UTC()
 	text, err := s.seal.open(in.ID, spec)
 	if err != nil {
-		return nil, fmt.Errorf("spec of %s: %w", in.ID, err)
+		return nil, 0, fmt.Errorf("spec of %s: %w", in.ID, err)
 	}
 	if err := errors.Join(json.Unmarshal(text, &in.Spec), json.Unmarshal([]byte(desired), &in.Desired),
 		json.Unmarshal([]byte(status), &in.Status)); err != nil {
-		return nil, fmt.Errorf("record of %s: %w", in.ID, err)
+		return nil, 0, fmt.Errorf("record of %s: %w", in.ID, err)
 	}
 	e, err := s.newEntry(&in, nil)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	e.status = status
-	return e, nil
+	return e, len(spec), nil
 }
 
 // Get gives an org's instance, redacted.
@@ -73,7 +83,8 @@ const (
 	scanPage = 5000
 )
 
-// List gives a page of an org's instances, redacted, in the order they were made.
+// List gives a page of an org's instances, redacted, in the order they were made. A page may be shorter than its limit
+// and not the last.
 func (s *Store) List(ctx context.Context, org string, req cis.ListRequest) (*cis.InstanceList, error) {
 	limit := req.Limit
 	if limit == 0 {
@@ -107,17 +118,18 @@ func (s *Store) List(ctx context.Context, org string, req cis.ListRequest) (*cis
 		return nil, fmt.Errorf("list instances: %w", err)
 	}
 	defer rows.Close() //nolint:errcheck // Err is checked
-	seen := 0
+	seen, held := 0, 0
 	for rows.Next() {
-		e, err := s.scan(rows)
+		e, size, err := s.scanSized(rows)
 		if err != nil {
 			return nil, fmt.Errorf("list instances: %w", err)
 		}
 		seen++
 		if hasLabels(e.in.Spec.Labels, req.Labels) {
 			out.Items = append(out.Items, *e.public)
+			held += size
 		}
-		if len(out.Items) == limit || seen == rowLimit {
+		if len(out.Items) == limit || seen == rowLimit || held > maxAnswer {
 			out.Next = formatPage(e.in.CreatedAt.UnixNano(), e.in.ID)
 			break
 		}
@@ -211,8 +223,8 @@ func (s *Store) readEvents(ctx context.Context, where string, args ...any) ([]ch
 	return out, rows.Err()
 }
 
-// changesAfter reads the changes of an org behind after and up to upTo, in order, at most limit. An instance or event that
-// has changed again since is only there with its newest change. more tells that the limit cut.
+// changesAfter reads the changes of an org behind after and up to upTo, in order, at most limit, and fewer large ones. An
+// instance or event that has changed again since is only there with its newest change. more tells that something was cut.
 func (s *Store) changesAfter(ctx context.Context, org, node string, after, upTo int64, limit int) (out []change, more bool, err error) {
 	where, args := `org = ? AND version > ? AND version <= ?`, []any{org, after, upTo}
 	if node != "" {
@@ -224,23 +236,23 @@ func (s *Store) changesAfter(ctx context.Context, org, node string, after, upTo 
 		return nil, false, fmt.Errorf("read changes: %w", err)
 	}
 	defer rows.Close() //nolint:errcheck // Err is checked
-	for rows.Next() {
-		e, err := s.scan(rows)
+	last, held := upTo, 0
+	for !more && rows.Next() {
+		e, size, err := s.scanSized(rows)
 		if err != nil {
 			return nil, false, fmt.Errorf("read changes: %w", err)
 		}
 		out = append(out, change{version: e.in.Version, item: cis.WatchItem{Instance: e.public}})
+		if held += size; len(out) == limit || held > maxAnswer {
+			last, more = e.in.Version, true
+		}
 	}
-	if err := rows.Err(); err != nil {
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return nil, false, fmt.Errorf("read changes: %w", err)
 	}
 	events, err := s.readEvents(ctx, where, args...)
 	if err != nil {
 		return nil, false, fmt.Errorf("read changes: %w", err)
-	}
-	last := upTo
-	if len(out) == limit {
-		last, more = out[limit-1].version, true
 	}
 	if len(events) == limit {
 		last, more = min(last, events[limit-1].version), true

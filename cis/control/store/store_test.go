@@ -3,6 +3,7 @@ package store_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -28,7 +29,7 @@ func TestConformance(t *testing.T) {
 	suites := []struct {
 		name string
 		run  func(t *testing.T, open func() *sqldb.DB)
-	}{{"store", testStore}, {"sealed", testSealed}, {"list", testList}, {"events", testEvents}, {"prune", testPrune}, {"quotas", testQuotas}}
+	}{{"store", testStore}, {"sealed", testSealed}, {"list", testList}, {"large", testLarge}, {"events", testEvents}, {"prune", testPrune}, {"quotas", testQuotas}}
 	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
 		for _, suite := range suites {
 			t.Run(suite.name, func(t *testing.T) {
@@ -207,6 +208,58 @@ func testSealed(t *testing.T, open func() *sqldb.DB) {
 	}
 	if _, err := store.Open(t.Context(), store.Config{DB: db, Key: store.Key{9}}); err == nil || !strings.Contains(err.Error(), "key file") {
 		t.Errorf("opening with another key gave %v", err)
+	}
+}
+
+// Instances with large files come in pages that a client can read, and to a watch that is behind likewise: all of them, each once.
+func testLarge(t *testing.T, open func() *sqldb.DB) {
+	s := openStore(t, open(), &clock{now: time.Unix(1e9, 0)})
+	const large = 12
+	start, err := s.List(t.Context(), "acme", cis.ListRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for i := range large {
+		sp := spec(fmt.Sprint("i", i))
+		sp.Volumes = append(sp.Volumes, cis.Volume{Name: "big", Files: &cis.FilesVolume{Files: []cis.File{{Path: "f", Data: make([]byte, cis.MaxFilesBytes)}}}})
+		in, _ := create(t, s, "acme", fmt.Sprint(i), sp)
+		want = append(want, in.ID)
+	}
+	const most = 40 << 20 // of one answer
+	var got []string
+	for req := (cis.ListRequest{Limit: 1000}); ; {
+		page, err := s.List(t.Context(), "acme", req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := json.Marshal(page); err != nil || len(text) > most {
+			t.Errorf("a page of %d instances has %d bytes, %v", len(page.Items), len(text), err)
+		}
+		for _, in := range page.Items {
+			got = append(got, in.ID)
+		}
+		if req.Cursor = page.Next; page.Next == "" {
+			break
+		}
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("listed  %v\nwant %v", got, want)
+	}
+	got = nil
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for item, err := range s.Watch(ctx, "acme", "", start.Cursor, nil) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if item.Instance == nil {
+			break // it has caught up
+		}
+		got = append(got, item.Instance.ID)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("watched %v\nwant %v", got, want)
 	}
 }
 

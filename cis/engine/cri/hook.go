@@ -59,12 +59,6 @@ func (e *Engine) runHook(ctx context.Context, h *corev1.LifecycleHandler, id, ip
 		return err
 	case h.Sleep != nil:
 		sleep(ctx, seconds(h.Sleep.Seconds))
-	case h.TCPSocket != nil:
-		port, err := portOf(h.TCPSocket.Port, c)
-		if err != nil {
-			return err
-		}
-		return dialOnce(ctx, orDefault(h.TCPSocket.Host, ip), port)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/apparmor"
 	corev1 "k8s.io/api/core/v1"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -26,6 +27,9 @@ type plan struct {
 func (a *actor) containerConfig(c *container, attempt int, img imageInfo) (*plan, error) {
 	sec, err := containerSecurity(a.spec, c.spec, img)
 	if err != nil {
+		return nil, err
+	}
+	if sec.Apparmor, err = appArmor(a.spec, c.spec, a.rec.Class, apparmor.HostSupports()); err != nil {
 		return nil, err
 	}
 	envs, known := environ(c.spec.Env, envFields(a.ips, a.e.cfg.HostIP))

@@ -151,9 +151,9 @@ func (e *Engine) runProbe(ctx context.Context, p *corev1.Probe, id, ip string, c
 		if err != nil {
 			return "", err
 		}
-		return "", dialOnce(ctx, orDefault(p.TCPSocket.Host, ip), port)
+		return "", dialOnce(ctx, orDefault(p.TCPSocket.Host, ip), port, ip)
 	case p.GRPC != nil:
-		return "", grpcHealth(ctx, net.JoinHostPort(ip, strconv.Itoa(int(p.GRPC.Port))), p.GRPC.Service)
+		return "", grpcHealth(ctx, ip, p.GRPC)
 	}
 	return "", nil
 }
@@ -179,8 +179,9 @@ func (e *Engine) execOnce(ctx context.Context, id string, cmd []string, timeout 
 	return "", nil
 }
 
-func dialOnce(ctx context.Context, host string, port int) error {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+// dialOnce connects for the instance that has the address own.
+func dialOnce(ctx context.Context, host string, port int, own string) error {
+	conn, err := probeDialer(own).DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
 		return err
 	}
@@ -237,7 +238,7 @@ func httpGet(ctx context.Context, h *corev1.HTTPGetAction, ip string, c *cis.Con
 		}
 	}
 	client := http.Client{
-		Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true,
+		Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true, DialContext: probeDialer(ip).DialContext,
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, //nolint:gosec // a pod's certificate is its own; the probe asks whether it answers
 		CheckRedirect: func(r *http.Request, via []*http.Request) error {
 			if r.URL.Hostname() != via[0].URL.Hostname() || len(via) >= 10 {
@@ -261,15 +262,18 @@ func httpGet(ctx context.Context, h *corev1.HTTPGetAction, ip string, c *cis.Con
 	return ": " + string(body), fmt.Errorf("HTTP probe failed with statuscode: %d", resp.StatusCode)
 }
 
-func grpcHealth(ctx context.Context, addr string, service *string) error {
-	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUserAgent("kube-probe/1.37"))
+func grpcHealth(ctx context.Context, ip string, p *corev1.GRPCAction) error {
+	conn, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(ip, strconv.Itoa(int(p.Port))), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUserAgent("kube-probe/1.37"), grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			return probeDialer(ip).DialContext(ctx, "tcp", addr)
+		}))
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	req := &healthpb.HealthCheckRequest{}
-	if service != nil {
-		req.Service = *service
+	if p.Service != nil {
+		req.Service = *p.Service
 	}
 	r, err := healthpb.NewHealthClient(conn).Check(ctx, req)
 	if err != nil {

@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -75,6 +76,32 @@ func TestPodLimits(t *testing.T) {
 			if l.milliCPU != c.cpu+over.MilliCPU || l.memoryBytes != (c.mib+over.MemoryMiB)<<20 || l.pids != 100 {
 				t.Errorf("%s, %s: %+v, want %d and %d MiB, and %+v", name, class, l, c.cpu, c.mib, over)
 			}
+		}
+	}
+}
+
+func TestAppArmor(t *testing.T) {
+	profile := func(t corev1.AppArmorProfileType) *corev1.AppArmorProfile { return &corev1.AppArmorProfile{Type: t} }
+	unconfined, byDefault := profile(corev1.AppArmorProfileTypeUnconfined), profile(corev1.AppArmorProfileTypeRuntimeDefault)
+	for name, c := range map[string]struct {
+		pod, own  *corev1.AppArmorProfile
+		class     cis.SandboxClass
+		supported bool
+		want      *rt.SecurityProfile
+		fails     string
+	}{
+		"none asked for":          {class: cis.Runc, supported: true},
+		"unconfined":              {pod: unconfined, class: cis.Runc, supported: true, want: &rt.SecurityProfile{ProfileType: rt.SecurityProfile_Unconfined}},
+		"unconfined anyway":       {pod: unconfined, class: cis.Runc, want: &rt.SecurityProfile{ProfileType: rt.SecurityProfile_Unconfined}},
+		"the container's wins":    {pod: unconfined, own: byDefault, class: cis.Runc, supported: true, want: &rt.SecurityProfile{ProfileType: rt.SecurityProfile_RuntimeDefault}},
+		"not to be had":           {own: byDefault, class: cis.Runc, fails: "securityContext.appArmorProfile"},
+		"a kernel of its own":     {own: byDefault, class: cis.GVisor},
+		"a profile of the tenant": {own: profile(corev1.AppArmorProfileTypeLocalhost), class: cis.Runc, supported: true, fails: "securityContext.appArmorProfile.type"},
+	} {
+		got, err := appArmor(&cis.Spec{SecurityContext: &corev1.PodSecurityContext{AppArmorProfile: c.pod}},
+			&cis.Container{SecurityContext: &corev1.SecurityContext{AppArmorProfile: c.own}}, c.class, c.supported)
+		if (err != nil) != (c.fails != "") || err != nil && !strings.Contains(err.Error(), c.fails) || got.String() != c.want.String() {
+			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
 }

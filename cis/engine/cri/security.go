@@ -138,6 +138,30 @@ func seccomp(p *corev1.SeccompProfile, privileged bool) (*rt.SecurityProfile, er
 	return nil, fmt.Errorf("seccomp profile type %q is not supported", t)
 }
 
+// appArmor is the AppArmor profile that was asked for; nil leaves it to containerd, which loads its own where the machine
+// has AppArmor. Profiles are the machine's kernel's, so they are of class runc: the kernel of another sandbox has none to
+// load. One that cannot be kept is an error, as kubelet has it, rather than left out.
+func appArmor(s *cis.Spec, c *cis.Container, class cis.SandboxClass, supported bool) (*rt.SecurityProfile, error) {
+	var asked *corev1.AppArmorProfile
+	if s.SecurityContext != nil {
+		asked = s.SecurityContext.AppArmorProfile
+	}
+	if c.SecurityContext != nil {
+		asked = first(c.SecurityContext.AppArmorProfile, asked)
+	}
+	switch {
+	case asked == nil || class != cis.Runc:
+		return nil, nil
+	case asked.Type == corev1.AppArmorProfileTypeUnconfined:
+		return &rt.SecurityProfile{ProfileType: rt.SecurityProfile_Unconfined}, nil
+	case asked.Type != corev1.AppArmorProfileTypeRuntimeDefault:
+		return nil, fmt.Errorf("securityContext.appArmorProfile.type: %q is not supported", asked.Type)
+	case !supported:
+		return nil, errors.New("securityContext.appArmorProfile: RuntimeDefault cannot be kept: AppArmor is not enabled on this node")
+	}
+	return &rt.SecurityProfile{ProfileType: rt.SecurityProfile_RuntimeDefault}, nil
+}
+
 func checkNonRoot(c *cis.Container, user *int64, img imageInfo) error {
 	switch {
 	case user != nil && *user == 0:

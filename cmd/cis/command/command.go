@@ -1,7 +1,7 @@
 // Package command is the command line's commands: parse, call the platform's clients, print.
 //
-// Exit codes: 0 done; 1 failed; 2 the call was wrong; 3 not logged in or not allowed; 4 not found; and for exec and
-// run --attach the command's own.
+// Exit codes: 0 done; 1 failed; 2 the call was wrong; 3 not logged in or not allowed; 4 not found; and for exec and run
+// the command's own.
 package command
 
 import (
@@ -17,6 +17,7 @@ import (
 	"cumulet.io/cis/client"
 	"cumulet.io/cmd/cis/output"
 	"cumulet.io/cmd/cis/session"
+	"cumulet.io/internal/cmdtree"
 	"cumulet.io/internal/problem"
 	"cumulet.io/registry/hubtoken"
 )
@@ -83,7 +84,6 @@ func Root(env Env) *cobra.Command {
 		Short:         "Container instances: run them, read their logs, see their bill",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
 	}
 	root.SetIn(env.In)
 	root.SetOut(env.Out)
@@ -98,6 +98,7 @@ func Root(env Env) *cobra.Command {
 	root.AddCommand(a.account(), a.orgs(), a.members(), a.teams(), a.repo(), a.robots(), a.apikeys(), a.audit())
 	root.AddCommand(a.webhook(), a.image(), a.file(), a.quotas())
 	a.addRepoImages(root)
+	cmdtree.Strict(root, func(err error) error { return &usageError{err} })
 	return root
 }
 

@@ -90,6 +90,8 @@ func TestPeopleCommands(t *testing.T) {
 	}{
 		{"admin", "wrong", "login URL -u admin --org demo --password-stdin", 3, "the user name or the password is wrong", ""},
 		{"admin", "pass-of-admin", "login URL -u admin --org demo --password-stdin", 0, "logged in as admin, org demo", ""},
+		{"admin", "", "acount show", 2, `unknown command "acount" for "cis"; did you mean "account"?`, ""},
+		{"admin", "", "account shwo", 2, `did you mean "show"?`, ""},
 		{"admin", "", "account show", 0, "demo:owner", ""},
 		{"admin", "", "account create zoe", 0, "", "zoe"},
 		{"admin", "", "account create zoe", 1, "exists", ""},

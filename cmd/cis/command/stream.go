@@ -80,6 +80,9 @@ func (a *app) exec() *cobra.Command {
 		Example: "  cis exec web -- ls /\n  cis exec -it web -- sh",
 		Args:    usage(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if dash := cmd.ArgsLenAtDash(); dash >= 0 && dash != 1 {
+				return &usageError{errors.New("write the instance before -- and the command behind it: cis exec INSTANCE -- COMMAND")}
+			}
 			c, in, err := a.instance(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -99,7 +102,6 @@ func (a *app) exec() *cobra.Command {
 		},
 	}
 	fl := cmd.Flags()
-	fl.SetInterspersed(false)
 	fl.StringVarP(&container, "container", "c", "", "container; default the first")
 	fl.BoolVarP(&stdin, "stdin", "i", false, "pass standard input on")
 	fl.BoolVarP(&tty, "tty", "t", false, "give the command a terminal")

@@ -4,21 +4,16 @@
 package config
 
 import (
-	"errors"
 	"fmt"
-	"maps"
-	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"gopkg.in/yaml.v3"
 
-	"cumulet.io/cis"
 	"cumulet.io/internal/strictyaml"
 )
 
@@ -301,10 +296,14 @@ func Load(file string, environ, overrides []string) (*Config, error) {
 	return c, c.check()
 }
 
-// set decodes one dotted key through the same strict decoder as the file.
+// set decodes one dotted key through the same strict decoder as the file. No value is an empty one by --set; an environment
+// variable without one is not set.
 func (c *Config) set(from, key, value string) error {
 	leaf := &yaml.Node{}
-	if err := yaml.Unmarshal([]byte(value), leaf); err != nil || len(leaf.Content) == 0 {
+	switch err := yaml.Unmarshal([]byte(value), leaf); {
+	case value == "" && from == "--set":
+		leaf = &yaml.Node{Kind: yaml.DocumentNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Style: yaml.DoubleQuotedStyle}}}
+	case err != nil || len(leaf.Content) == 0:
 		leaf = &yaml.Node{Kind: yaml.DocumentNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Value: value}}}
 	}
 	n := leaf.Content[0]
@@ -326,7 +325,7 @@ func (c *Config) derive() {
 			*p = v
 		}
 	}
-	if abs, err := filepath.Abs(c.StateDir); err == nil {
+	if abs, err := filepath.Abs(c.StateDir); err == nil && c.StateDir != "" { // "" would be the working directory
 		c.StateDir = abs
 	}
 	def(&c.Registry.URL, "http://"+c.Registry.Listen)
@@ -345,97 +344,6 @@ func (c *Config) derive() {
 	def(&c.Logs.Elasticsearch.ReadUser, "reader")
 }
 
-// check names the first thing that cannot work, by its key.
-func (c *Config) check() error {
-	var errs []error
-	bad := func(key, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
-	}
-	for key, v := range map[string]string{"registry.listen": c.Registry.Listen, "control.listen": c.Control.Listen,
-		"logs.listen": c.Logs.Listen, "logs.bulkListen": c.Logs.BulkListen, "billing.listen": c.Billing.Listen, "kubelet.listen": c.Kubelet.Listen} {
-		if _, _, err := net.SplitHostPort(v); err != nil {
-			bad(key, "must be host:port, not %q", v)
-		}
-	}
-	for key, v := range map[string]string{"registry.url": c.Registry.URL, "control.url": c.Control.URL, "logs.url": c.Logs.URL, "billing.url": c.Billing.URL} {
-		if u, err := url.Parse(v); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil {
-			bad(key, "must be an http or https URL without credentials")
-		}
-	}
-	c.Registry.check(bad)
-	if net.ParseIP(c.Node.Address) == nil {
-		bad("node.address", "must be an IP address, not %q", c.Node.Address)
-	}
-	if _, _, err := net.ParseCIDR(c.Control.CRI.Subnet); err != nil {
-		bad("control.cri.subnet", "must be a CIDR as 10.98.0.0/20, not %q", c.Control.CRI.Subnet)
-	}
-	if c.Control.Collector.KeepMiB < 0 {
-		bad("control.collector.keepMiB", "must not be negative, not %d", c.Control.Collector.KeepMiB)
-	}
-	if _, err := c.Registry.Webhooks.Networks(); err != nil {
-		bad("registry.webhooks.allowNetworks", "%v", err)
-	}
-	if c.Control.Engine != "cri" && c.Control.Engine != "memory" {
-		bad("control.engine", "must be cri or memory, not %q", c.Control.Engine)
-	}
-	for _, org := range slices.Sorted(maps.Keys(c.Control.OrgQuotas)) {
-		if err := cis.ValidateOrg(org); err != nil {
-			bad("control.orgQuotas", "%q is not the name of an org", org)
-		}
-		c.Control.OrgQuotas[org].check("control.orgQuotas."+org, bad)
-	}
-	c.Control.Quota.check("control.quota", bad)
-	if c.Tracing.SampleRatio < 0 || c.Tracing.SampleRatio > 1 {
-		bad("tracing.sampleRatio", "must be from 0 to 1, not %v", c.Tracing.SampleRatio)
-	}
-	c.checkSandbox(bad)
-	switch c.Log.Level {
-	case "debug", "info", "warn", "error":
-	default:
-		bad("log.level", "must be debug, info, warn or error, not %q", c.Log.Level)
-	}
-	if (c.Kubelet.CertFile == "") != (c.Kubelet.KeyFile == "") {
-		bad("kubelet.certFile", "goes with kubelet.keyFile: set both or none")
-	}
-	c.Registry.Storage.check(bad)
-	return errors.Join(errs...)
-}
-
-// check names what cannot work.
-func (s *Storage) check(bad func(key, format string, args ...any)) {
-	seen := map[string]bool{}
-	for i, r := range s.Regions {
-		key := fmt.Sprintf("registry.storage.regions[%d].", i)
-		switch {
-		case r.Name == "":
-			bad(key+"name", "must not be empty")
-		case seen[r.Name]:
-			bad(key+"name", "%q is there twice", r.Name)
-		}
-		seen[r.Name] = true
-		for name, v := range map[string]string{"endpoint": r.Endpoint, "publicEndpoint": r.PublicEndpoint} {
-			if v == "" && name == "publicEndpoint" {
-				continue
-			}
-			if u, err := url.Parse(v); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.Path != "" || u.RawQuery != "" {
-				bad(key+name, "must be an http or https URL without credentials and path")
-			}
-		}
-		if r.Bucket == "" {
-			bad(key+"bucket", "must not be empty")
-		}
-		if r.CredentialsFile == "" {
-			bad(key+"credentialsFile", "must not be empty")
-		}
-	}
-	if len(s.Regions) > 0 && !seen[s.Region] {
-		bad("registry.storage.region", "%q is not one of registry.storage.regions", s.Region)
-	}
-	if len(s.Regions) > 1 && !strings.HasPrefix(s.Tracker, "postgres") {
-		bad("registry.storage.tracker", "must be a postgres:// address where there are several regions")
-	}
-}
-
 // Path is a path below the state directory.
 func (c *Config) Path(elem ...string) string {
 	return filepath.Join(append([]string{c.StateDir}, elem...)...)
@@ -445,7 +353,19 @@ func (c *Config) Path(elem ...string) string {
 func (c *Config) Redacted() *Config {
 	r := *c
 	for _, dsn := range []*string{&r.Registry.Database, &r.Registry.Storage.Tracker, &r.Control.Database, &r.Billing.Database} {
-		if u, err := url.Parse(*dsn); err == nil && u.User != nil {
+		u, err := url.Parse(*dsn)
+		if err != nil {
+			continue
+		}
+		if q := u.Query(); q.Has("password") || q.Has("sslpassword") { // libpq takes them as parameters, too
+			for _, name := range []string{"password", "sslpassword"} {
+				if q.Has(name) {
+					q.Set(name, "xxxxx")
+				}
+			}
+			u.RawQuery = q.Encode()
+			*dsn = u.Redacted()
+		} else if u.User != nil {
 			*dsn = u.Redacted()
 		}
 	}

@@ -73,6 +73,25 @@ func TestLoad(t *testing.T) {
 		{name: "one provider that is no list", yaml: "registry: {oidc: {issuer: 'https://id.example'}}", want: "line 1: cannot unmarshal !!map"},
 		{name: "proxies", yaml: "registry: {trustedProxies: [10.0.0.1/8]}", want: "registry.trustedProxies: must be networks"},
 		{name: "audit", yaml: "registry: {auditDays: 0}", want: "registry.auditDays: must be at least 1"},
+		{name: "no state directory", yaml: "stateDir: ''", want: "stateDir: must not be empty"},
+		{name: "a node that cannot stand in a meter event", yaml: "node: {name: node one}", want: "node.name: must be 1 to 128 letters"},
+		{name: "no region", set: []string{"node.region="}, want: "node.region: must be 1 to 128 letters"},
+		{name: "a number that is none", set: []string{"kubelet.workers="}, want: "cannot unmarshal"},
+		{name: "an empty variable", env: []string{"CUMULET_NODE_REGION="}, ok: func(c *Config) bool { return c.Node.Region == "local" }},
+		{name: "a node that Kubernetes does not take", yaml: "node: {name: Node_1}", want: "kubelet.nodeName: must be the name of a Kubernetes node"},
+		{name: "the same with another in Kubernetes", yaml: "node: {name: Node_1}\nkubelet: {nodeName: node-1}", ok: func(c *Config) bool { return c.Node.Name == "Node_1" }},
+		{name: "an org that is none", yaml: "kubelet: {orgs: {team-a: Acme}}", want: `kubelet.orgs.team-a: "Acme" is not the name of an org`},
+		{name: "a namespace that is none", yaml: "kubelet: {orgs: {Team: acme}}", want: `kubelet.orgs: "Team" is not the name of a namespace`},
+		{name: "records that are gone at once", yaml: "control: {keepEndedDays: -1}", want: "control.keepEndedDays: must be at least 1"},
+		{name: "retention", yaml: "logs: {retentionDays: -1}", want: "logs.retentionDays: must not be negative"},
+		{name: "a token for a week", yaml: "registry: {tokenTTL: 168h}", want: "registry.tokenTTL: must be 1m to 24h"},
+		{name: "no interval", yaml: "billing: {interval: 0s}", want: "billing.interval: must be above 0"},
+		{name: "another database", yaml: "control: {database: 'mysql://u:hush@h/d'}", want: "control.database: must be sqlite:PATH or postgres://"},
+		{name: "a network of another kind", yaml: "control: {cri: {subnet: 'fd00::/64'}}", want: "control.cri.subnet: must be an IPv4 network"},
+		{name: "credentials to a collector of traces", yaml: "tracing: {endpoint: 'http://u:p@h:4318'}", want: "tracing.endpoint: must be an http or https URL without credentials"},
+		{name: "a credential elsewhere", yaml: "logs: {elasticsearch: {writeUser: ../../etc/passwd}}", want: "logs.elasticsearch.writeUser: must be a name"},
+		{name: "one user for both", yaml: "logs: {elasticsearch: {writeUser: a, readUser: a}}", want: "logs.elasticsearch.readUser: must be another user"},
+		{name: "a resolver by name", yaml: "kubelet: {clusterDNS: [dns.local]}", want: "kubelet.clusterDNS[0]: must be an IP address"},
 		{name: "half a key pair", yaml: "kubelet: {certFile: a}", want: "kubelet.certFile: goes with kubelet.keyFile"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -81,6 +100,9 @@ func TestLoad(t *testing.T) {
 				file = write(tc.yaml)
 			}
 			c, err := Load(file, tc.env, tc.set)
+			if err != nil && strings.Contains(err.Error(), "hush") {
+				t.Errorf("the error tells a password: %v", err)
+			}
 			if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 				t.Fatalf("got %v, want %q", err, tc.want)
 			}
@@ -88,5 +110,23 @@ func TestLoad(t *testing.T) {
 				t.Errorf("got %+v", c)
 			}
 		})
+	}
+}
+
+// What `cisd config show` prints has no password of a database, wherever it is in the address.
+func TestRedacted(t *testing.T) {
+	c := Default()
+	c.Registry.Database = "postgres://u:hush@h/d"
+	c.Control.Database = "postgres://h/d?user=u&password=hush&sslmode=require"
+	c.Billing.Database = "postgres://u:hush@h/d?sslpassword=hush"
+	c.Registry.Storage.Tracker = "sqlite:/var/lib/x.db"
+	r := c.Redacted()
+	for _, dsn := range []string{r.Registry.Database, r.Control.Database, r.Billing.Database} {
+		if strings.Contains(dsn, "hush") || !strings.Contains(dsn, "xxxxx") {
+			t.Errorf("shown: %s", dsn)
+		}
+	}
+	if r.Registry.Storage.Tracker != c.Registry.Storage.Tracker || !strings.Contains(r.Control.Database, "sslmode=require") {
+		t.Errorf("shown: %+v", r)
 	}
 }

@@ -83,17 +83,8 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 	}
 	parts := slices.Concat(place.parts, []part{http, {"instances", func(ctx context.Context) error {
 		// The engine can adopt nothing before its runtime answers.
-		for {
-			wait, cancel := context.WithTimeout(ctx, 10*time.Second)
-			err := place.ready(wait)
-			cancel()
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err == nil {
-				break
-			}
-			log.Warn("waiting for the container runtime", "error", err)
+		if !await(ctx, place.ready, log) {
+			return nil
 		}
 		return service.Run(ctx)
 	}}})
@@ -105,6 +96,34 @@ func (p *process) control(ctx context.Context) ([]part, error) {
 		parts = append(parts, collector...)
 	}
 	return parts, nil
+}
+
+// Bounds of await.
+const (
+	readyWithin = 10 * time.Second
+	readyAgain  = time.Second
+)
+
+// await waits until ready, which may wait itself or answer at once, tells that there is nothing to wait for; false when
+// ctx has ended.
+func await(ctx context.Context, ready func(context.Context) error, log *slog.Logger) bool {
+	for {
+		wait, cancel := context.WithTimeout(ctx, readyWithin)
+		err := ready(wait)
+		cancel()
+		if ctx.Err() != nil {
+			return false
+		}
+		if err == nil {
+			return true
+		}
+		log.Warn("waiting for the container runtime", "error", err)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(readyAgain):
+		}
+	}
 }
 
 // place is where instances run: an engine and what it needs around it.

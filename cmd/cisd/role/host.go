@@ -169,7 +169,7 @@ func (p *process) criPlace(ctx context.Context, log *slog.Logger) (*place, error
 	p.close = append(p.close, meters.Close)
 	pl := &place{meters: meters, parts: []part{{"meter", meters.Run}}}
 	socket, taskDir, runsc := c.Socket, "", cri.Runsc{}
-	pl.ready = func(context.Context) error { _, err := os.Stat(socket); return err }
+	pl.ready = func(ctx context.Context) error { return containerd.Answers(ctx, c.Socket) }
 	if ctrd != nil {
 		socket, taskDir = ctrd.Socket(), ctrd.TaskDir()
 		runsc.Binary, runsc.Root = ctrd.Runsc()

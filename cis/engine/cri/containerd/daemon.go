@@ -210,7 +210,7 @@ func (d *Daemon) Ready(ctx context.Context) error {
 	}
 	defer conn.Close() // nothing is in flight
 	for {
-		err := d.check(ctx, conn)
+		err := check(ctx, conn)
 		if err == nil {
 			err = d.ensureSandboxImage(ctx, runtimev1.NewImageServiceClient(conn))
 		}
@@ -228,8 +228,21 @@ func (d *Daemon) Ready(ctx context.Context) error {
 	}
 }
 
+// Answers asks the containerd at a socket, which is somebody else's, whether its runtime and its network are ready.
+func Answers(ctx context.Context, socket string) error {
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return fmt.Errorf("containerd: %w", err)
+	}
+	defer conn.Close() // nothing is in flight
+	if err := check(ctx, conn); err != nil {
+		return fmt.Errorf("containerd at %s is not ready: %w", socket, err)
+	}
+	return nil
+}
+
 // check asks once whether the runtime and the network are ready.
-func (d *Daemon) check(ctx context.Context, conn *grpc.ClientConn) error {
+func check(ctx context.Context, conn *grpc.ClientConn) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	status, err := runtimev1.NewRuntimeServiceClient(conn).Status(ctx, &runtimev1.StatusRequest{})

@@ -287,5 +287,11 @@ func TestReadyFailsAtOnceWithoutItsImage(t *testing.T) {
 		if err := d.Ready(t.Context()); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", archive, err, want)
 		}
+		if err := containerd.Answers(t.Context(), env.Socket); err != nil {
+			t.Error(err)
+		}
+		if err := containerd.Answers(t.Context(), env.Socket+".gone"); err == nil {
+			t.Error("a socket that is not there answers")
+		}
 	}
 }
