@@ -11,7 +11,6 @@ import (
 	"text/tabwriter"
 
 	"cumulet.io/cis"
-	"cumulet.io/internal/problem"
 )
 
 // Handler is the containerd runtime handler of a class.
@@ -96,40 +95,6 @@ func (r Report) Finding(handler string) *Finding {
 		}
 	}
 	return nil
-}
-
-// Choose gives the class that an instance runs in and its handler. "" asks for the default. A class is never replaced by
-// a weaker one: what the host lacks is an error of class problem.ErrUnsupported that says how to mend it.
-func (r Report) Choose(asked cis.SandboxClass) (cis.SandboxClass, string, error) {
-	if asked == "" {
-		asked = r.Default
-	}
-	for _, f := range r.Findings {
-		switch {
-		case f.Class != asked:
-		case f.Available():
-			return f.Class, f.Handler, nil
-		default:
-			return "", "", problem.New(problem.ErrUnsupported, "sandbox class %s is not to be had on this host: %s", asked, f.Why())
-		}
-	}
-	if asked == "" {
-		return "", "", problem.New(problem.ErrUnsupported, "this host has no isolating sandbox class, and none was asked for. %s", r.lacking())
-	}
-	return "", "", problem.Invalid("sandbox", "must be kata, gvisor or runc", asked)
-}
-
-// lacking says of each class what it lacks, and of one that could be asked for how.
-func (r Report) lacking() string {
-	var parts []string
-	for _, f := range r.Findings {
-		if f.Available() {
-			parts = append(parts, fmt.Sprintf("%s, which isolates nothing, must be asked for by name.", f.Class))
-		} else {
-			parts = append(parts, fmt.Sprintf("%s: %s.", f.Class, f.Why()))
-		}
-	}
-	return strings.Join(parts, " ")
 }
 
 // Write prints the report as a table for people.

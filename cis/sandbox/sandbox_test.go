@@ -15,7 +15,6 @@ import (
 
 	"cumulet.io/billing"
 	"cumulet.io/cis"
-	"cumulet.io/internal/problem"
 )
 
 // host makes a root with the given files; a path in bin/ is executable, one in dev/ is a character device.
@@ -110,54 +109,51 @@ func TestHost(t *testing.T) {
 		name      string
 		files     map[string]string
 		allowRunc bool
-		asked     cis.SandboxClass
-		want      cis.SandboxClass
-		err       string
+		want      cis.SandboxClass // the default
+		also      cis.SandboxClass // another that is to be had
+		lacks     cis.SandboxClass // one that is not, and why
+		why       string
 	}{
 		{name: "kata is the strongest", files: all(kata, gvisor, runc), want: cis.Kata},
-		{name: "a weaker class may be asked for", files: all(kata, gvisor, runc), asked: cis.Runc, want: cis.Runc},
-		{name: "/dev/kvm without the CPU's flag", files: noCPU, want: cis.GVisor},
-		{name: "no silent downgrade", files: noCPU, asked: cis.Kata, err: "no vmx or svm flag in /proc/cpuinfo (enable it"},
-		{name: "runc is no default", files: runc, err: "runc, which isolates nothing, must be asked for by name"},
-		{name: "the error says what the stronger ones lack", files: runc, err: "gvisor: runsc: not found (install gVisor"},
-		{name: "nothing at all", err: "runc: runc: not found"},
+		{name: "a weaker class may be asked for", files: all(kata, gvisor, runc), want: cis.Kata, also: cis.Runc},
+		{name: "/dev/kvm without the CPU's flag", files: noCPU, want: cis.GVisor, lacks: cis.Kata, why: "no vmx or svm flag in /proc/cpuinfo (enable it"},
+		{name: "runc is no default", files: runc, also: cis.Runc, lacks: cis.GVisor, why: "runsc: not found (install gVisor"},
+		{name: "nothing at all", lacks: cis.Runc, why: "runc: not found"},
 		{name: "unless allowed", files: runc, allowRunc: true, want: cis.Runc},
-		{name: "a runtime that does not start", files: all(runc, gvisor, map[string]string{"bin/runsc": "broken"}), asked: cis.GVisor, err: "exec format error"},
-		{name: "a shim is missing", files: map[string]string{"bin/runsc": ""}, asked: cis.GVisor, err: "containerd-shim-runsc-v1: not found"},
-		{name: "no device", files: all(kata, map[string]string{"dev/kvm": "a file"}), asked: cis.Kata, err: "/dev/kvm: not a device"},
+		{name: "a runtime that does not start", files: all(runc, gvisor, map[string]string{"bin/runsc": "broken"}), lacks: cis.GVisor, why: "exec format error"},
+		{name: "a shim is missing", files: map[string]string{"bin/runsc": ""}, lacks: cis.GVisor, why: "containerd-shim-runsc-v1: not found"},
+		{name: "no device", files: all(kata, map[string]string{"dev/kvm": "a file"}), lacks: cis.Kata, why: "/dev/kvm: not a device"},
 		{name: "what Kata's configuration names is not there", files: all(kata, map[string]string{"kata.toml": strings.Replace(qemuConfig, "vmlinux", "gone", 1)}),
-			asked: cis.Kata, err: "guest kernel: missing: /opt/gone"},
+			lacks: cis.Kata, why: "guest kernel: missing: /opt/gone"},
 		{name: "a drop-in makes a setting empty", files: all(kata, map[string]string{"kata.toml": qemuConfig + "image = '/opt/none'\n",
 			"config.d/own.toml": "[hypervisor.qemu]\nimage = ''\n"}), want: cis.Kata},
-		{name: "no network back end", files: without(kata, "dev/vhost-net"), asked: cis.Kata, err: "/dev/vhost-net: missing (modprobe vhost_net"},
+		{name: "no network back end", files: without(kata, "dev/vhost-net"), lacks: cis.Kata, why: "/dev/vhost-net: missing (modprobe vhost_net"},
 		{name: "a configuration that does without", files: all(without(kata, "dev/vhost-net"), map[string]string{"kata.toml": qemuConfig + "disable_vhost_net = true\n"}), want: cis.Kata},
-		{name: "a configuration that is none", files: all(kata, map[string]string{"kata.toml": "[hypervisor"}), asked: cis.Kata, err: "Kata configuration: read Kata's configuration"},
+		{name: "a configuration that is none", files: all(kata, map[string]string{"kata.toml": "[hypervisor"}), lacks: cis.Kata, why: "Kata configuration: read Kata's configuration"},
 		{name: "a VM service needs no KVM", files: map[string]string{"bin/containerd-shim-kata-v2": "", "dev/log": "socket", "vm.stream": "socket",
 			"kata.toml": "[hypervisor.remote]\nremote_hypervisor_socket = '/vm.stream'\n"}, want: cis.Kata},
 		{name: "a VM service that is down", files: map[string]string{"bin/containerd-shim-kata-v2": "", "dev/log": "socket",
-			"kata.toml": "[hypervisor.remote]\nremote_hypervisor_socket = '/vm.stream'\n"}, asked: cis.Kata, err: "VM service: nobody listens at /vm.stream"},
-		{name: "no syslog", files: without(kata, "dev/log"), asked: cis.Kata, err: "syslog: nobody listens"},
-		{name: "unknown", files: runc, asked: "jail", err: "must be kata, gvisor or runc"},
+			"kata.toml": "[hypervisor.remote]\nremote_hypervisor_socket = '/vm.stream'\n"}, lacks: cis.Kata, why: "VM service: nobody listens at /vm.stream"},
+		{name: "no syslog", files: without(kata, "dev/log"), lacks: cis.Kata, why: "syslog: nobody listens"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			o := host(t, tc.files)
 			o.AllowRuncDefault = tc.allowRunc
 			r := Host(t.Context(), o)
-			got, handler, err := r.Choose(tc.asked)
-			if tc.err != "" {
-				if err == nil || !strings.Contains(err.Error(), tc.err) {
-					t.Fatalf("got %q, %v; want error %q", got, err, tc.err)
-				}
-				if !errors.Is(err, problem.ErrUnsupported) && !errors.Is(err, problem.ErrInvalid) {
-					t.Errorf("class of %v", err)
-				}
-				return
+			have, why := r.Handlers()
+			if r.Default != tc.want {
+				t.Errorf("the default is %q, want %q", r.Default, tc.want)
 			}
-			if err != nil || got != tc.want || handler != Handler(tc.want) {
-				t.Fatalf("got %q (%s), %v; want %q", got, handler, err, tc.want)
+			for _, c := range []cis.SandboxClass{tc.want, tc.also} {
+				if c != "" && have[c] != Handler(c) {
+					t.Errorf("the handler of %s is %q: %s", c, have[c], why[c])
+				}
+			}
+			if tc.lacks != "" && (have[tc.lacks] != "" || !strings.Contains(why[tc.lacks], tc.why)) {
+				t.Errorf("%s is to be had as %q, or lacks %q; want %q", tc.lacks, have[tc.lacks], why[tc.lacks], tc.why)
 			}
 			var b strings.Builder
-			if err := r.Write(&b); err != nil || !strings.Contains(b.String(), "(default)") {
+			if err := r.Write(&b); err != nil || strings.Contains(b.String(), "(default)") != (tc.want != "") {
 				t.Errorf("%v\n%s", err, b.String())
 			}
 		})

@@ -18,6 +18,7 @@ import (
 	"cumulet.io/billing"
 	"cumulet.io/cis"
 	"cumulet.io/cis/engine/cri/capture"
+	"cumulet.io/cis/sandbox"
 )
 
 // mailbox is an actor's inbox: functions to run in its goroutine. What posts to it is bounded in number (operations,
@@ -409,7 +410,7 @@ func (a *actor) choose() bool {
 	if class == "" {
 		class = a.e.cfg.Default
 	}
-	for _, c := range classOrder() {
+	for _, c := range sandbox.Classes() {
 		if class == "" && c != cis.Runc && a.e.cfg.Handlers[c] != "" {
 			class = c
 		}

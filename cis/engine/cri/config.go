@@ -144,9 +144,6 @@ const (
 // defaultCgroupRoot is where instances' cgroups are when the configuration does not say.
 const defaultCgroupRoot = "/cumulet"
 
-// classOrder is strongest first.
-func classOrder() []cis.SandboxClass { return []cis.SandboxClass{cis.Kata, cis.GVisor, cis.Runc} }
-
 func (c Config) withDefaults() (Config, error) {
 	switch {
 	case c.Socket == "":

@@ -24,6 +24,7 @@ import (
 	"cumulet.io/cis"
 	"cumulet.io/cis/engine"
 	"cumulet.io/cis/engine/cri/capture"
+	"cumulet.io/cis/sandbox"
 	"cumulet.io/internal/mounts"
 	"cumulet.io/internal/problem"
 )
@@ -245,7 +246,7 @@ func (e *Engine) actor(id string) (*actor, error) {
 func (e *Engine) Classes(context.Context) ([]cis.SandboxClass, map[cis.SandboxClass]string) {
 	var have []cis.SandboxClass
 	missing := map[cis.SandboxClass]string{}
-	for _, c := range classOrder() {
+	for _, c := range sandbox.Classes() {
 		if e.cfg.Handlers[c] != "" {
 			have = append(have, c)
 		} else {

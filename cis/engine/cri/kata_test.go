@@ -44,11 +44,16 @@ func TestKataLife(t *testing.T) {
 	if most := st.Size.MemoryMiB + sandbox.OverheadOf(cis.Kata, st.Size).GuestMiB; err != nil || kib>>10 > most || kib>>10 < st.Size.MemoryMiB {
 		t.Errorf("memory of an instance of %s: %q, want %d to %d MiB", st.Size.Class, out, st.Size.MemoryMiB, most)
 	}
-	// Its kernel's log is one of the instance's, and does not stand in the way of the container's.
+	began := time.Now()
+	if out, err := b.run(in.ID, "main", "no-such-program"); err == nil {
+		t.Errorf("a program that is not there has run: %q", out)
+	}
+	t.Logf("a program that is not there is refused after %v", time.Since(began).Round(time.Millisecond))
+	// Its kernel's log is one of the instance's, and does not stand in the way of the container's. The test's guest boots
+	// quietly: there is what its firmware says, and what the agent says of the program.
 	testenv.Eventually(t, 30*time.Second, func() error {
-		// The test's guest boots quietly: the first line of its firmware is what there surely is.
-		if got := b.logText(in.ID, cis.GuestLog); !strings.Contains(got, "SeaBIOS") {
-			return fmt.Errorf("the console's log is %.200q", got)
+		if got := b.logText(in.ID, cis.GuestLog); !strings.Contains(got, "SeaBIOS") || !strings.Contains(got, "no-such-program") {
+			return fmt.Errorf("the console's log is %.2000q", got)
 		}
 		return nil
 	})

@@ -54,6 +54,7 @@ func (e *Engine) execProcess(ctx context.Context, id string, req cis.ExecRequest
 	}
 	output := pipes.copy(call, p, req)
 	if err := p.Start(call); err != nil {
+		drain(ctx, output) // nobody writes to what is the caller's when this returns; Start has closed the pipes
 		return problem.New(problem.ErrInvalid, "the command could not be started: %s", message(err))
 	}
 	if req.Resize != nil && req.TTY {

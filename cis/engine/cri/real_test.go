@@ -39,6 +39,9 @@ func (b *bench) life(t *testing.T, class cis.SandboxClass) {
 	if out, err := b.run(in.ID, "main", "cat", "/etc/hosts"); err != nil || !strings.Contains(out, st.IPs[0]+"\thost-x") {
 		t.Errorf("hosts: %q %v", out, err)
 	}
+	if out, err := b.run(in.ID, "main", "no-such-program"); err == nil {
+		t.Errorf("a program that is not there has run: %q", out)
+	}
 	_, err := b.run(in.ID, "main", "sh", "-c", "exit 7")
 	var code utilexec.CodeExitError
 	if !errors.As(err, &code) || code.Code != 7 {

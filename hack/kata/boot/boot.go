@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -71,13 +72,20 @@ func Enter(dir string) error {
 	return unix.Chdir("/")
 }
 
+// consoleWait is how long after its module was loaded a console may need to be there.
+const consoleWait = 2 * time.Second
+
 // Output makes the console this process's output, and nothing its input.
 func Output() error {
 	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open /dev/null: %w", err)
 	}
-	out, err := unix.Open("/dev/console", unix.O_WRONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	open := func() (int, error) { return unix.Open("/dev/console", unix.O_WRONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0) }
+	out, err := open()
+	for until := time.Now().Add(consoleWait); errors.Is(err, unix.ENODEV) && time.Now().Before(until); out, err = open() {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err != nil {
 		out = null // a machine without one
 	}

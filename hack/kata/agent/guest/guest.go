@@ -87,10 +87,11 @@ func Boot(further ...boot.Mount) error {
 	if err := boot.All(append(boot.Kernel(""), tmp)); err != nil {
 		return err
 	}
-	if err := boot.Output(); err != nil {
+	if err := boot.Modules(); err != nil {
 		return err
 	}
-	if err := boot.Modules(); err != nil {
+	// The console may be one of theirs.
+	if err := boot.Output(); err != nil {
 		return err
 	}
 	if err := boot.All(further); err != nil {
