@@ -18,8 +18,8 @@ var errOutOfReach = errors.New("is of the machine, or of another instance: a pro
 func probeDialer(own string) *net.Dialer {
 	return &net.Dialer{Control: func(_, address string, _ syscall.RawConn) error {
 		to, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return fmt.Errorf("address %q: %w", address, err)
+		if err != nil { // no host at all is the machine
+			return fmt.Errorf("address %q %w", address, errOutOfReach)
 		}
 		self, _ := netip.ParseAddr(own) //nolint:errcheck // an instance without an address has none that is its own
 		addr := to.Addr().Unmap().WithZone("")
