@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"log/slog"
 	"sync"
@@ -78,6 +79,10 @@ type Control struct {
 	wake  chan struct{}       // holds at most one value
 
 	host hostCache
+
+	// updates are taken, by id, while files of volumes change: the engine gets them in the order of the record.
+	seed    maphash.Seed
+	updates [64]chan struct{}
 }
 
 // New makes the control plane and its engine. Nothing runs before Run.
@@ -94,7 +99,10 @@ func New(cfg Config) (*Control, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	c := &Control{cfg: cfg, store: cfg.Store, log: cfg.Logger, dirty: map[string]struct{}{}, wake: make(chan struct{}, 1)}
+	c := &Control{cfg: cfg, store: cfg.Store, log: cfg.Logger, dirty: map[string]struct{}{}, wake: make(chan struct{}, 1), seed: maphash.MakeSeed()}
+	for i := range c.updates {
+		c.updates[i] = make(chan struct{}, 1)
+	}
 	e, err := cfg.NewEngine(c)
 	if err != nil {
 		return nil, fmt.Errorf("control: engine: %w", err)

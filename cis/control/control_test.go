@@ -325,6 +325,40 @@ func TestCreateConcurrently(t *testing.T) {
 	}
 }
 
+// Of two updates at once the engine has the one that the record has.
+func TestUpdateVolumeInOrder(t *testing.T) {
+	e := newScripted()
+	began, goOn := make(chan struct{}), make(chan struct{})
+	e.updating = func(files cis.FilesVolume) {
+		if string(files.Files[0].Data) == "first" {
+			close(began)
+			<-goOn
+		}
+	}
+	f := start(t, dbPath(t), e, nil)
+	in := f.create(t, "k")
+	f.await(t, in.ID, cis.Running)
+	var wg sync.WaitGroup
+	update := func(data string) {
+		if err := f.UpdateVolume(t.Context(), "acme", in.ID, "v", cis.FilesVolume{Files: []cis.File{{Path: "f", Data: []byte(data)}}}); err != nil {
+			t.Error(err)
+		}
+	}
+	wg.Go(func() { update("first") })
+	<-began
+	second := make(chan struct{})
+	wg.Go(func() { update("second"); close(second) })
+	select {
+	case <-second:
+	case <-time.After(100 * time.Millisecond): // it waits its turn
+	}
+	close(goOn)
+	wg.Wait()
+	if got := string(e.volumes[in.ID+"/v"].Files[0].Data); got != "second" {
+		t.Errorf("the engine has the %s files", got)
+	}
+}
+
 func TestUpdateVolume(t *testing.T) {
 	path := dbPath(t)
 	f := start(t, path, newScripted(), nil)

@@ -26,7 +26,8 @@ type scripted struct {
 	capacity engine.Capacity
 	logs     func(ctx context.Context, id string, req cis.LogRequest, w io.Writer) error
 	volumes  map[string]cis.FilesVolume
-	idle     bool // reports nothing by itself
+	updating func(cis.FilesVolume) // before a volume is updated; nil: nothing
+	idle     bool                  // reports nothing by itself
 }
 
 func newScripted() *scripted {
@@ -82,6 +83,9 @@ func (e *scripted) Logs(ctx context.Context, id string, req cis.LogRequest, w io
 }
 
 func (e *scripted) UpdateVolume(_ context.Context, id, volume string, files cis.FilesVolume) error {
+	if e.updating != nil {
+		e.updating(files)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.volumes[id+"/"+volume] = files

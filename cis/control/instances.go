@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"hash/maphash"
 	"iter"
 	"math"
 	"slices"
@@ -174,6 +175,13 @@ func (c *Control) UpdateVolume(ctx context.Context, org, id, volume string, file
 	updater, ok := c.engine.(engine.VolumeUpdater)
 	if !ok {
 		return problem.New(problem.ErrUnsupported, "instances here cannot have their volumes updated")
+	}
+	turn := c.updates[maphash.String(c.seed, id)%uint64(len(c.updates))]
+	select {
+	case turn <- struct{}{}:
+		defer func() { <-turn }()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	_, err = c.change(ctx, id, func(in *cis.Instance) (store.Changed, error) {
 		if in.Status.Phase.Final() {
