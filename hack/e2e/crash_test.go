@@ -90,9 +90,7 @@ func TestCrashes(t *testing.T) {
 		}
 	}
 	for _, r := range platform.Roles() {
-		if r != "kubelet" {
-			p.Ready(r)
-		}
+		p.Ready(r)
 	}
 	for name, n := range want {
 		if deleted[name] {

@@ -81,6 +81,7 @@ func wholePath(t *testing.T, p *platform.Platform, class string) {
 			t.Errorf("--timestamps: %q", stamped)
 		}
 	})
+	t.Run("logs of lives", func(t *testing.T) { lives(t, p, image, class) })
 	t.Run("exec", func(t *testing.T) {
 		out := run(t, p, "", "exec", "web", "--", "/app", "env", "POD_IP")
 		if !regexp.MustCompile(`^POD_IP=\d+\.\d+\.\d+\.\d+\n$`).MatchString(out) {
@@ -106,6 +107,7 @@ func wholePath(t *testing.T, p *platform.Platform, class string) {
 		}
 	})
 	t.Run("stats", func(t *testing.T) { stats(t, p) })
+	t.Run("health", func(t *testing.T) { health(t, p) })
 	t.Run("a class that the host lacks", func(t *testing.T) {
 		if out, err := p.Cis("run", "--sandbox", "kata", "-d", image); err == nil {
 			id := strings.TrimSpace(out)
@@ -176,6 +178,61 @@ func volumes(t *testing.T, p *platform.Platform, image, class string) {
 		}
 		return nil
 	})
+}
+
+// lives reads the log of a container that writes, ends and begins again.
+func lives(t *testing.T, p *platform.Platform, image, class string) {
+	const lines = 40
+	run(t, p, pod("again", image, class, fmt.Sprintf("work, --lines, '%d', --every, 100ms", lines), ""), "apply", "-f", "-")
+	run(t, p, "", "wait", "--for=jsonpath={.status.phase}=Running", "pod/again", "--timeout=120s")
+	if got := run(t, p, "", "logs", "-f", "again"); got != numbered(lines) {
+		t.Errorf("followed to the end of a life: %q", got)
+	}
+	var stamped string
+	testenv.Eventually(t, time.Minute, func() (err error) {
+		stamped, err = p.Kubectl("", "logs", "again", "--previous", "--timestamps")
+		return err
+	})
+	var want strings.Builder
+	var since time.Time
+	for line := range strings.Lines(stamped) {
+		stamp, text, _ := strings.Cut(line, " ")
+		at, err := time.Parse(time.RFC3339Nano, stamp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if since.IsZero() {
+			since = at.Truncate(time.Second).Add(2 * time.Second)
+		}
+		if !at.Before(since) {
+			want.WriteString(text)
+		}
+	}
+	got := run(t, p, "", "logs", "again", "--previous", "--since-time="+since.Format(time.RFC3339))
+	if n := strings.Count(stamped, "\n"); n != lines || got != want.String() || got == "" || strings.HasPrefix(got, "line 1 of") {
+		t.Errorf("the life before has %d lines, since %s %q, want %q", n, since, got, want.String())
+	}
+	if got := run(t, p, "", "logs", "again", "--previous", "--since=1h"); got != numbered(lines) {
+		t.Errorf("--since=1h: %q", got)
+	}
+	run(t, p, "", "delete", "pod", "again", "--wait=false")
+}
+
+// health asks every role for what operators ask, without a token.
+func health(t *testing.T, p *platform.Platform) {
+	for _, role := range platform.Roles() {
+		for path, want := range map[string]string{"/healthz": "ok", "/readyz": "ok", "/metrics": "process_cpu_seconds_total"} {
+			resp, err := http.Get(p.HealthURL(role) + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(body), want) {
+				t.Errorf("%s of %s: %s %.200s %v", path, role, resp.Status, body, err)
+			}
+		}
+	}
 }
 
 // stats are what the kubelet API tells of the pods' use, to those who may ask.

@@ -101,12 +101,12 @@ func Start(t testing.TB, o Options) *Platform {
 	}
 	p := &Platform{Dir: dir, StateDir: filepath.Join(dir, "s"), URL: map[string]string{}, Bin: Build(t), t: t, proc: map[string]*process{}}
 	listen := map[string]string{}
-	for _, l := range []string{"registry", "logs", "control", "billing", "kubelet", "bulk"} {
+	for _, l := range []string{"registry", "logs", "control", "billing", "kubelet", "health", "bulk"} {
 		listen[l] = fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t))
 		p.URL[l] = "http://" + listen[l]
 	}
 	p.Registry = listen["registry"]
-	set := []string{"stateDir=" + p.StateDir, "logs.bulkListen=" + listen["bulk"], "log.level=debug"}
+	set := []string{"stateDir=" + p.StateDir, "logs.bulkListen=" + listen["bulk"], "kubelet.healthListen=" + listen["health"], "log.level=debug"}
 	for _, r := range Roles() {
 		set = append(set, r+".listen="+listen[r])
 	}
@@ -138,7 +138,7 @@ func Start(t testing.TB, o Options) *Platform {
 		p.Run(r)
 	}
 	for _, r := range Roles() {
-		if r != "kubelet" {
+		if r != "kubelet" || o.Kubernetes {
 			p.Ready(r)
 		}
 	}
@@ -168,11 +168,19 @@ func (p *Platform) Run(role string) {
 // LogFile is where a role's process writes.
 func (p *Platform) LogFile(role string) string { return filepath.Join(p.Dir, role+".log") }
 
+// HealthURL is where a role tells how it is.
+func (p *Platform) HealthURL(role string) string {
+	if role == "kubelet" {
+		return p.URL["health"] // the other is the kubelet API
+	}
+	return p.URL[role]
+}
+
 // Ready waits until a role answers that it is ready.
 func (p *Platform) Ready(role string) {
 	p.t.Helper()
 	testenv.Eventually(p.t, 90*time.Second, func() error {
-		req, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, p.URL[role]+"/readyz", nil)
+		req, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, p.HealthURL(role)+"/readyz", nil)
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/virtual-kubelet/virtual-kubelet/log"
@@ -98,6 +99,7 @@ type Node struct {
 	clientCA clientCA
 	listener net.Listener
 	ready    chan struct{}
+	provider atomic.Pointer[provider.Provider]
 }
 
 // New checks the configuration and listens. It does not ask the API server for anything.
@@ -174,6 +176,19 @@ func (n *Node) Addr() net.Addr { return n.listener.Addr() }
 // Ready is closed when the node is registered and takes pods.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
 
+// Check tells why the node cannot do its work now; nil when it can.
+func (n *Node) Check(context.Context) error {
+	select {
+	case <-n.ready:
+	default:
+		return errors.New("the node is not registered with the API server yet")
+	}
+	if err, since := n.provider.Load().Trouble(); err != nil {
+		return fmt.Errorf("its instances are not known since %s: %w", since.UTC().Format(time.RFC3339), err)
+	}
+	return nil
+}
+
 // Run runs the node until ctx ends, and then returns nil; instances go on running and the Node object stays. It returns an
 // error when the node cannot be run.
 func (n *Node) Run(ctx context.Context) error {
@@ -203,6 +218,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.provider.Store(p)
 	for kind, informer := range map[string]sharedInformer{"configmap": core.ConfigMaps().Informer(), "secret": core.Secrets().Informer()} {
 		if _, err := informer.AddEventHandler(changeHandler(kind, p.ObjectChanged)); err != nil {
 			return fmt.Errorf("vnode: watch %ss: %w", kind, err)

@@ -26,7 +26,8 @@ func (c *Config) check() error {
 		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
 	}
 	for key, v := range map[string]string{"registry.listen": c.Registry.Listen, "control.listen": c.Control.Listen,
-		"logs.listen": c.Logs.Listen, "logs.bulkListen": c.Logs.BulkListen, "billing.listen": c.Billing.Listen, "kubelet.listen": c.Kubelet.Listen} {
+		"logs.listen": c.Logs.Listen, "logs.bulkListen": c.Logs.BulkListen, "billing.listen": c.Billing.Listen, "kubelet.listen": c.Kubelet.Listen,
+		"kubelet.healthListen": c.Kubelet.HealthListen} {
 		if _, _, err := net.SplitHostPort(v); err != nil {
 			bad(key, "must be host:port, not %q", v)
 		}

@@ -232,7 +232,9 @@ type Kubelet struct {
 	Org  string            `yaml:"org"`
 	Orgs map[string]string `yaml:"orgs"`
 	// Listen is the kubelet API; CertFile and KeyFile serve it (self-signed when empty), ClientCAFile knows the API server.
+	// HealthListen is health, readiness and metrics, in the open.
 	Listen       string `yaml:"listen"`
+	HealthListen string `yaml:"healthListen"`
 	CertFile     string `yaml:"certFile"`
 	KeyFile      string `yaml:"keyFile"`
 	ClientCAFile string `yaml:"clientCAFile"`
@@ -261,7 +263,7 @@ func Default() *Config {
 			Collector: Collector{KeepMiB: 50}},
 		Logs:    Logs{Listen: "127.0.0.1:8441", BulkListen: "127.0.0.1:8444", RetentionDays: 30, RetentionMonths: 13},
 		Billing: Billing{Listen: "127.0.0.1:8442", Interval: 2 * time.Second},
-		Kubelet: Kubelet{Org: "demo", Listen: "127.0.0.1:10250", ClusterDomain: "cluster.local", Workers: 16},
+		Kubelet: Kubelet{Org: "demo", Listen: "127.0.0.1:10250", HealthListen: "127.0.0.1:8443", ClusterDomain: "cluster.local", Workers: 16},
 	}
 }
 

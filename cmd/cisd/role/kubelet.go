@@ -4,18 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"cumulet.io/cis/client"
+	"cumulet.io/internal/httpserve"
+	"cumulet.io/internal/problem"
 	"cumulet.io/provider"
 	"cumulet.io/provider/vnode"
 	"cumulet.io/registry/hubtoken"
 )
 
 // kubelet is the virtual node. It talks to the container instance service over HTTP, also when that is in this process.
-func (p *process) kubelet(context.Context) ([]part, error) {
+func (p *process) kubelet(ctx context.Context) ([]part, error) {
 	c := p.cfg.Kubelet
 	source, err := p.source(accountKubelet, hubtoken.AudienceCIS, hubtoken.ActionNode)
 	if err != nil {
@@ -43,7 +46,14 @@ func (p *process) kubelet(context.Context) ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []part{{"node", func(ctx context.Context) error {
+	health, err := p.serve(ctx, c.HealthListen, httpserve.Config{Role: string(Kubelet), Metrics: metrics(), Ready: node.Check,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			problem.Write(w, problem.New(problem.ErrNotFound, "there is /healthz, /readyz and /metrics here; the kubelet API is at %s", c.Listen))
+		})})
+	if err != nil {
+		return nil, err
+	}
+	return []part{health, {"node", func(ctx context.Context) error {
 		if err := node.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
 			return fmt.Errorf("virtual node %s: %w", c.NodeName, err)
 		}
