@@ -1,7 +1,7 @@
 // Command katahost tests Kata as it is in production, on any machine: Kata's
 // own shim with its QEMU driver, KVM, vhost-vsock. The machine that this needs
 // is emulated, its processor's virtualisation included (AMD's SVM), so it is
-// slow: a virtual machine in it takes half a minute to start.
+// slow: a virtual machine in it takes 20 s to start.
 //
 // The emulated machine boots Debian's kernel and has this machine's file system,
 // which it cannot write to. In it runs host.sh, which makes it a host for Kata as

@@ -9,10 +9,11 @@ import (
 )
 
 // Modules are what a guest needs of the kernel beyond what Debian has built in:
-// the bus and its devices (shared directory, network, socket, entropy), and
-// overlayfs for container images that are unpacked inside.
+// the bus and its devices (shared directory, network, socket, entropy, the console
+// of Kata's QEMU driver), and overlayfs for container images that are unpacked
+// inside.
 var modules = []string{
-	"virtio_pci", "virtiofs", "virtio_net", "vmw_vsock_virtio_transport", "virtio-rng", "overlay",
+	"virtio_pci", "virtiofs", "virtio_net", "vmw_vsock_virtio_transport", "virtio-rng", "virtio_console", "overlay",
 }
 
 // Modules returns the names of the modules that a guest needs.
