@@ -73,6 +73,7 @@ func TestLoad(t *testing.T) {
 		{name: "one provider that is no list", yaml: "registry: {oidc: {issuer: 'https://id.example'}}", want: "line 1: cannot unmarshal !!map"},
 		{name: "proxies", yaml: "registry: {trustedProxies: [10.0.0.1/8]}", want: "registry.trustedProxies: must be networks"},
 		{name: "audit", yaml: "registry: {auditDays: 0}", want: "registry.auditDays: must be at least 1"},
+		{name: "groups", yaml: "registry: {groupDays: -1}", want: "registry.groupDays: must be 0 (for ever) or more"},
 		{name: "half a key pair", yaml: "kubelet: {certFile: a}", want: "kubelet.certFile: goes with kubelet.keyFile"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
