@@ -305,10 +305,13 @@ func (s *Server) Tokens() *token.Service { return s.tokens }
 // RotateKeys replaces the signing key now. Live tokens stay valid until they expire.
 func (s *Server) RotateKeys() error { return s.keys.Rotate() }
 
-// Check tells whether the registry can serve: its database and the storage's tracker answer.
+// Check tells whether the registry can serve: its database answers, and the storage's tracker, where there is no replica
+// of it. A node that has one serves pulls without its tracker: to take it out of service would end them.
 func (s *Server) Check(ctx context.Context) error {
-	if err := s.storage.Check(ctx); err != nil {
-		return err
+	if s.cfg.Storage.Replica == nil {
+		if err := s.storage.Check(ctx); err != nil {
+			return err
+		}
 	}
 	if err := s.cfg.DB.PingContext(ctx); err != nil {
 		return fmt.Errorf("registry database: %w", err)
