@@ -42,6 +42,8 @@ type directory struct{}
 func (directory) Pushed(context.Context, string, string) error { return nil }
 
 type fixture struct {
+func (directory) MayPush(context.Context, string) error { return nil }
+
 	*Store
 	*access
 	t      testing.TB

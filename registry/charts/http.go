@@ -15,6 +15,7 @@ import (
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/registry"
+	"cumulet.io/internal/slowbody"
 	"cumulet.io/registry/files"
 )
 
@@ -49,7 +50,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := h.serve(w, r); err != nil {
 		var p *problem.Error
 		var tooLarge *http.MaxBytesError
-		if !errors.As(err, &p) && !errors.As(err, &tooLarge) && (r.Context().Err() != nil || errors.Is(err, io.ErrUnexpectedEOF) || files.IsSlow(err)) {
+		if !errors.As(err, &p) && !errors.As(err, &tooLarge) && (r.Context().Err() != nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, slowbody.ErrSlow)) {
 			err = problem.New(problem.ErrInvalid, "the body ended early")
 		}
 		if problem.Write(w, err) >= http.StatusInternalServerError && r.Context().Err() == nil {

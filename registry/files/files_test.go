@@ -50,6 +50,8 @@ func (a anyone) Authorize(_ http.ResponseWriter, _ *http.Request, _, _ string) (
 type noDirectory struct{}
 
 func (noDirectory) Pushed(context.Context, string, string) error { return nil }
+func (noDirectory) MayPush(context.Context, string) error { return nil }
+
 
 type fixture struct {
 	*Store

@@ -169,7 +169,7 @@ func (s *Server) getImage(_ http.ResponseWriter, r *http.Request, name string) (
 	if out.Facts, err = s.index.FactsOf(ctx, name, dgst); err != nil {
 		return nil, err
 	}
-	out.Referrers, err = s.index.Referrers(ctx, name, dgst, "", "", index.MaxPage)
+	out.Referrers, _, err = s.index.Referrers(ctx, name, dgst, "", "", index.MaxPage)
 	return out, err
 }
 
