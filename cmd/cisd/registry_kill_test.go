@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -27,7 +27,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/opencontainers/go-digest"
 
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/internal/testenv"
+	"cumulet.io/registry/gos/tracker"
 )
 
 // childVariable makes the test's own binary be cisd.
@@ -45,6 +47,7 @@ func TestMain(m *testing.M) {
 type killed struct {
 	t        *testing.T
 	dir, url string
+	storage  string // of the configuration, in one line
 	cmd      *exec.Cmd
 	client   *http.Client
 
@@ -72,9 +75,9 @@ func TestRegistryKilled(t *testing.T) {
 		}
 	}
 	t.Logf("CUMULET_TEST_SEED=%d", seed)
-	k := &killed{t: t, dir: t.TempDir(), url: fmt.Sprintf("http://127.0.0.1:%d", testenv.FreePort(t)), random: rand.New(rand.NewPCG(seed, 0)), //nolint:gosec // moments, not secrets
-		client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}, tags: map[string]v1.Hash{}, files: map[string][]byte{}, blob: make([]byte, 8<<20)}
-	_, _ = rand.NewChaCha8([32]byte{byte(seed)}).Read(k.blob) //nolint:errcheck // it never fails
+	k := newKilled(t)
+	k.random, k.blob = rand.New(rand.NewPCG(seed, 0)), make([]byte, 8<<20) //nolint:gosec // moments, not secrets
+	_, _ = rand.NewChaCha8([32]byte{byte(seed)}).Read(k.blob)              //nolint:errcheck // it never fails
 	const kills = 6
 	for round := range kills {
 		k.start()
@@ -134,31 +137,71 @@ func TestRegistryKilled(t *testing.T) {
 	}
 }
 
+// A `cisd registry` that starts while its tracker is down is ready and serves what it has; it takes a push when the tracker
+// is back.
+func TestRegistryStartsWithoutTracker(t *testing.T) {
+	line, dsn := testenv.PostgresLine(t)
+	endpoint, _ := testenv.S3(t)
+	k := newKilled(t)
+	credentials := filepath.Join(k.dir, "s3")
+	text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", testenv.S3AccessKey, testenv.S3SecretKey)
+	if err := os.WriteFile(credentials, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k.storage = fmt.Sprintf("{tracker: %q, region: here, regions: [{name: here, endpoint: %q, bucket: %s, credentialsFile: %q}]}", dsn, endpoint, testenv.S3Bucket, credentials)
+	k.start()
+	img, err := random.Image(50_000, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.tags["demo/web:1"], err = img.Digest(); err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(k.ref("demo/web:1"), img, k.options(t.Context())...); err != nil {
+		t.Fatal(err)
+	}
+	replica, err := tracker.Open(t.Context(), sqldbtest.Open(t, "sqlite:"+filepath.Join(k.dir, "state", "registry-replica.db")), tracker.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, time.Minute, func() error {
+		_, err := replica.Read(t.Context(), "/docker/registry/v2/repositories/demo/web/_manifests/tags/1/current/link") // the last of the push
+		return err
+	})
+	k.kill()
+	line.Cut(true)
+	k.start()
+	k.check()
+	if status, text, err := k.do(t.Context(), http.MethodGet, "/readyz", nil); status != http.StatusOK {
+		t.Errorf("readyz without the tracker: %d %s %v", status, text, err)
+	}
+	const uploads = "/v2/demo/chunks/blobs/uploads/"
+	if status, text, err := k.do(t.Context(), http.MethodPost, uploads, nil); status != http.StatusServiceUnavailable {
+		t.Errorf("push without the tracker: %d %s %v", status, text, err)
+	}
+	line.Cut(false)
+	testenv.Eventually(t, time.Minute, func() error {
+		if status, text, err := k.do(t.Context(), http.MethodPost, uploads, nil); status != http.StatusAccepted {
+			return fmt.Errorf("push with the tracker back: %d %s %w", status, text, err)
+		}
+		return nil
+	})
+	k.kill()
+}
+
+func newKilled(t *testing.T) *killed {
+	return &killed{t: t, dir: t.TempDir(), url: fmt.Sprintf("http://127.0.0.1:%d", testenv.FreePort(t)), tags: map[string]v1.Hash{}, files: map[string][]byte{},
+		client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}}
+}
+
 func (k *killed) start() {
 	k.t.Helper()
 	config := filepath.Join(k.dir, "cisd.yaml")
-	text := fmt.Sprintf("stateDir: %s\nlog: {level: error}\nregistry: {listen: '%s', url: '%s'}\n", filepath.Join(k.dir, "state"), strings.TrimPrefix(k.url, "http://"), k.url)
+	text := fmt.Sprintf("stateDir: %s\nlog: {level: error}\nregistry: {listen: '%s', url: '%s', storage: %s}\n", filepath.Join(k.dir, "state"), strings.TrimPrefix(k.url, "http://"), k.url, cmp.Or(k.storage, "{}"))
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		k.t.Fatal(err)
 	}
-	k.cmd = exec.Command(os.Args[0], "registry", "--config", config) //nolint:gosec,noctx // the test's own binary; killed by the test, which is its point
-	k.cmd.Env = append(os.Environ(), childVariable+"=1")
-	k.cmd.Stderr = os.Stderr
-	k.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := k.cmd.Start(); err != nil {
-		k.t.Fatal(err)
-	}
-	testenv.Eventually(k.t, time.Minute, func() error {
-		req, err := http.NewRequestWithContext(k.t.Context(), http.MethodGet, k.url+"/.well-known/jwks.json", nil)
-		if err != nil {
-			return err
-		}
-		resp, err := k.client.Do(req)
-		if err != nil {
-			return err
-		}
-		return resp.Body.Close()
-	})
+	k.cmd = testenv.Child(k.t, strings.TrimPrefix(k.url, "http://"), []string{"registry", "--config", config}, childVariable+"=1")
 }
 
 func (k *killed) kill() {

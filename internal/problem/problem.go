@@ -134,6 +134,11 @@ func Of(err error) Document {
 // Write answers with the problem of err and returns the status it sent. The request id, when a front has set one on
 // the response header (X-Request-Id), is repeated in the body.
 func Write(w http.ResponseWriter, err error) int {
+	return WriteAs(w, err, func(d Document) any { return d })
+}
+
+// WriteAs is Write with a document that has extension members (RFC 9457, section 3.2) besides the platform's.
+func WriteAs(w http.ResponseWriter, err error, extended func(Document) any) int {
 	d := Of(err)
 	d.RequestID = w.Header().Get("X-Request-Id")
 	var e *Error
@@ -143,7 +148,7 @@ func Write(w http.ResponseWriter, err error) int {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(d.Status)
-	_ = json.NewEncoder(w).Encode(d) //nolint:errcheck // the client has gone; nothing is left to tell it
+	_ = json.NewEncoder(w).Encode(extended(d)) //nolint:errcheck // the client has gone; nothing is left to tell it
 	return d.Status
 }
 

@@ -24,6 +24,7 @@ import (
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb/sqldbtest"
+	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
 	"cumulet.io/registry/files"
 	"cumulet.io/registry/files/filestest"
@@ -40,6 +41,8 @@ func (a *access) Authorize(_ http.ResponseWriter, _ *http.Request, _, action str
 type directory struct{}
 
 func (directory) Pushed(context.Context, string, string) error { return nil }
+
+func (directory) MayPush(context.Context, string) error { return nil }
 
 type fixture struct {
 	*Store
@@ -89,29 +92,20 @@ func eachDialect(t *testing.T, f func(t *testing.T, f *fixture)) {
 
 func (f *fixture) want(status int, method, path string, body []byte, header ...string) (*http.Response, string) {
 	f.t.Helper()
-	req, err := http.NewRequestWithContext(f.t.Context(), method, f.url+path, bytes.NewReader(body))
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	resp, err := http.DefaultTransport.RoundTrip(req)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	resp, text := testenv.Request(f.t, method, f.url+path, bytes.NewReader(body), header...)
 	if resp.StatusCode != status {
-		f.t.Fatalf("%s %s: %d %s, want %d", method, path, resp.StatusCode, b, status)
+		f.t.Fatalf("%s %s: %d %s, want %d", method, path, resp.StatusCode, text, status)
 	}
 	if status >= 400 && resp.Header.Get("Content-Type") != "application/problem+json" {
 		f.t.Errorf("%s %s: %s", method, path, resp.Header.Get("Content-Type"))
 	}
-	return resp, string(b)
+	if status >= 400 && method != http.MethodHead {
+		var refusal struct{ Title, Error string }
+		if err := json.Unmarshal([]byte(text), &refusal); err != nil || refusal.Title == "" || (refusal.Error != "") != strings.HasPrefix(path, "/charts/api/") {
+			f.t.Errorf("%s %s: %s, %v", method, path, text, err)
+		}
+	}
+	return resp, text
 }
 
 // file is an entry of an archive.
@@ -308,6 +302,34 @@ func TestCharts(t *testing.T) {
 }
 
 // Many charts: a change of one makes the text of that one alone, and another process sees it.
+// Readers of the index, of which most find it unchanged, beside writers.
+func TestIndexConcurrent(t *testing.T) {
+	f := startSQLite(t)
+	const charts = 12
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for seen := 0; seen < charts; {
+				i, err := f.Index(t.Context(), "acme/charts")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				n := bytes.Count(i.Text, []byte(".tgz"))
+				if n < seen || i.ETag == "" {
+					t.Errorf("%d charts after %d, ETag %q", n, seen, i.ETag)
+					return
+				}
+				seen = n
+			}
+		})
+	}
+	for i := range charts {
+		f.want(201, "POST", api, chart(t, fmt.Sprintf("c%d", i), "1.0.0"))
+	}
+	wg.Wait()
+}
+
 func TestIndexIncrements(t *testing.T) {
 	f := startSQLite(t)
 	for i := range 20 {
@@ -426,7 +448,9 @@ func TestRefusals(t *testing.T) {
 	for _, action := range []string{"pull", "push", "delete"} {
 		f.refuse[action] = problem.New(problem.ErrForbidden, "no")
 	}
-	f.want(403, "POST", api, whole)
+	if _, text := f.want(403, "POST", api, whole); !strings.Contains(text, `"error":"no"`) {
+		t.Error(text)
+	}
 	f.want(403, "POST", "/charts/api/acme/charts/prov", whole)
 	f.want(403, "GET", base+"index.yaml", nil)
 	f.want(403, "GET", base+"web-1.0.0.tgz", nil)

@@ -2,6 +2,7 @@ package charts
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"strings"
 
 	"cumulet.io/internal/problem"
+	"cumulet.io/internal/slowbody"
 	"cumulet.io/registry"
 	"cumulet.io/registry/files"
 )
@@ -49,13 +51,31 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := h.serve(w, r); err != nil {
 		var p *problem.Error
 		var tooLarge *http.MaxBytesError
-		if !errors.As(err, &p) && !errors.As(err, &tooLarge) && (r.Context().Err() != nil || errors.Is(err, io.ErrUnexpectedEOF) || files.IsSlow(err)) {
+		if !errors.As(err, &p) && !errors.As(err, &tooLarge) && (r.Context().Err() != nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, slowbody.ErrSlow)) {
 			err = problem.New(problem.ErrInvalid, "the body ended early")
 		}
-		if problem.Write(w, err) >= http.StatusInternalServerError && r.Context().Err() == nil {
+		write := problem.Write
+		if strings.HasPrefix(r.URL.Path, Prefix+"api/") {
+			write = writeAPIError
+		}
+		if write(w, err) >= http.StatusInternalServerError && r.Context().Err() == nil {
 			h.log.ErrorContext(r.Context(), "chart request failed", "path", r.URL.Path, "error", err)
 		}
 	}
+}
+
+// writeAPIError is problem.Write with the member error, which ChartMuseum's clients show.
+func writeAPIError(w http.ResponseWriter, err error) int {
+	return problem.WriteAs(w, err, func(d problem.Document) any {
+		text := cmp.Or(d.Detail, d.Title)
+		if d.Field != "" {
+			text = d.Field + ": " + text
+		}
+		return struct {
+			problem.Document
+			Error string `json:"error"`
+		}{d, text}
+	})
 }
 
 func noAddress() error {
@@ -298,7 +318,7 @@ func (h *Handler) list(w http.ResponseWriter, r *http.Request, repository, name,
 	names := []string{name}
 	if name == "" {
 		var err error
-		if names, err = h.store.names(ctx, repository, 0); err != nil {
+		if names, err = h.store.names(ctx, h.store.cfg.DB, repository, 0); err != nil {
 			return err
 		}
 	}

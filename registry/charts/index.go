@@ -98,9 +98,10 @@ func (s *Store) Index(ctx context.Context, repository string) (*Index, error) {
 		return nil, fmt.Errorf("read index: %w", err)
 	}
 	if i.Text != nil && revision == i.revision {
-		return &i.Index, nil
+		out := i.Index
+		return &out, nil
 	}
-	names, err := s.names(ctx, repository, i.revision)
+	names, err := s.names(ctx, s.cfg.DB, repository, i.revision)
 	if err != nil {
 		return nil, err
 	}
@@ -155,8 +156,8 @@ func (s *Store) Index(ctx context.Context, repository string) (*Index, error) {
 }
 
 // names gives the charts of a repository that have changed since a revision.
-func (s *Store) names(ctx context.Context, repository string, since int64) ([]string, error) {
-	rows, err := s.cfg.DB.QueryContext(ctx, s.cfg.DB.Q(`SELECT name FROM registry_chart_names WHERE repository = ? AND revision > ?`), repository, since)
+func (s *Store) names(ctx context.Context, db rowsQuerier, repository string, since int64) ([]string, error) {
+	rows, err := db.QueryContext(ctx, s.cfg.DB.Q(`SELECT name FROM registry_chart_names WHERE repository = ? AND revision > ?`), repository, since)
 	if err != nil {
 		return nil, fmt.Errorf("read index: %w", err)
 	}

@@ -255,6 +255,7 @@ func (s *Store) commit(ctx context.Context, u Upload, c *Chart, held *files.Cont
 		return nil, fmt.Errorf("store chart: %w", err)
 	}
 	err = s.cfg.DB.InTx(ctx, func(tx *sql.Tx) error {
+		there = nil
 		if err := s.bump(ctx, tx, u.Repository, c.Name); err != nil {
 			return err
 		}
@@ -355,11 +356,15 @@ func (s *Store) Delete(ctx context.Context, repository, name, version, account s
 
 // DeleteRepository removes all charts of a repository that is deleted.
 func (s *Store) DeleteRepository(ctx context.Context, repository string) error {
-	names, err := s.names(ctx, repository, 0)
-	if err != nil {
-		return err
-	}
-	err = s.cfg.DB.InTx(ctx, func(tx *sql.Tx) error {
+	err := s.cfg.DB.InTx(ctx, func(tx *sql.Tx) error {
+		// Who stores a chart waits from here on, so that none goes without its content.
+		if _, err := tx.ExecContext(ctx, s.cfg.DB.Q(`UPDATE registry_chart_repositories SET revision = revision WHERE repository = ?`), repository); err != nil {
+			return err
+		}
+		names, err := s.names(ctx, tx, repository, 0)
+		if err != nil {
+			return err
+		}
 		for _, name := range names {
 			if err := s.bump(ctx, tx, repository, name); err != nil {
 				return err
@@ -373,9 +378,11 @@ func (s *Store) DeleteRepository(ctx context.Context, repository string) error {
 					return err
 				}
 			}
+			if _, err := tx.ExecContext(ctx, s.cfg.DB.Q(`DELETE FROM registry_charts WHERE repository = ? AND name = ?`), repository, name); err != nil {
+				return err
+			}
 		}
-		_, err := tx.ExecContext(ctx, s.cfg.DB.Q(`DELETE FROM registry_charts WHERE repository = ?`), repository)
-		return err
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete charts of %s: %w", repository, err)

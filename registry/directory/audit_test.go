@@ -221,10 +221,25 @@ func testQuota(t *testing.T, dsn string) {
 		}
 		is(q)
 	}
+	if err := s.MayPush(ctx, "acme/one"); err != nil {
+		t.Errorf("the first repository: %v", err)
+	}
+	if err := s.Pushed(ctx, "acme/one", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.MayPush(ctx, "acme/one"); err != nil {
+		t.Errorf("into one that is there: %v", err)
+	}
+	if err := s.MayPush(ctx, "acme/two"); !errors.Is(err, problem.ErrExhausted) {
+		t.Errorf("one too many: %v", err)
+	}
 	if err := s.SetQuota(ctx, "acme", nil); err != nil {
 		t.Fatal(err)
 	}
 	is(registry.Quota{Bytes: 7})
+	if err := s.MayPush(ctx, "acme/two"); err != nil {
+		t.Errorf("without a bound: %v", err)
+	}
 	if err := s.SetQuota(ctx, "acme", &registry.Quota{Bytes: -1}); !errors.Is(err, problem.ErrInvalid) {
 		t.Errorf("negative: %v", err)
 	}

@@ -38,6 +38,8 @@ type Config struct {
 	Quota registry.Quota
 	// AuditRetention is how long audit entries are kept; 0 is a year.
 	AuditRetention time.Duration
+	// GroupsFor is how long after a login with an identity what its groups gave stays; 0 is for ever.
+	GroupsFor time.Duration
 	// Outbox is given an event for each change of who may what; nil is nobody.
 	Outbox registry.Outbox
 	// Logger is for what goes wrong after a change is made; nil is slog.Default.
@@ -67,6 +69,7 @@ type Store struct {
 
 	quota          registry.Quota
 	auditRetention time.Duration
+	groupsFor      time.Duration
 	denials        *denials
 	outbox         registry.Outbox
 	log            *slog.Logger
@@ -87,7 +90,7 @@ func Open(ctx context.Context, db *sqldb.DB, cfg Config) (*Store, error) {
 		cfg.Logger = slog.Default()
 	}
 	s := &Store{db: db, cost: cfg.Cost, now: cfg.Now, tracked: maxTracked, hashing: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))),
-		quota: cfg.Quota, auditRetention: cmp.Or(cfg.AuditRetention, 365*24*time.Hour), outbox: cfg.Outbox, log: cfg.Logger}
+		quota: cfg.Quota, auditRetention: cmp.Or(cfg.AuditRetention, 365*24*time.Hour), groupsFor: cfg.GroupsFor, outbox: cfg.Outbox, log: cfg.Logger}
 	for i := range s.stripes {
 		s.stripes[i] = make(chan struct{}, 1)
 	}

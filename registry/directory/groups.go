@@ -44,10 +44,18 @@ func (s *Store) SetGroups(ctx context.Context, i registry.Identity, rights []Gro
 		}
 		want[r.Org] = w
 	}
+	return s.setGroups(ctx, i, want, func(*sql.Tx) (bool, error) { return true, nil })
+}
+
+// setGroups is SetGroups where due, asked with the account locked, says so.
+func (s *Store) setGroups(ctx context.Context, i registry.Identity, want map[string]wanted, due func(*sql.Tx) (bool, error)) (missing []string, err error) {
 	g := &groups{s: s, identity: i}
 	err = s.changes(ctx, func(tx *sql.Tx) ([]*registry.AuditEntry, error) {
 		g.tx, g.entries, missing = tx, nil, nil
 		if _, err := s.lockAccount(ctx, tx, i.Account); err != nil {
+			return nil, err
+		}
+		if is, err := due(tx); err != nil || !is {
 			return nil, err
 		}
 		missing, err = g.setAll(ctx, want)
@@ -57,6 +65,34 @@ func (s *Store) SetGroups(ctx context.Context, i registry.Identity, rights []Gro
 		return nil, fmt.Errorf("set groups: %w", err)
 	}
 	return missing, nil
+}
+
+// expireGroups takes what groups gave from accounts that have not logged in with the identity for Config.GroupsFor: only
+// a login asks the provider, and keys and tokens go on without one. The next login gives it again.
+func (s *Store) expireGroups(ctx context.Context) error {
+	if s.groupsFor <= 0 {
+		return nil
+	}
+	const idle = ` FROM registry_identities i WHERE i.used < ? AND i.created < ?
+		AND EXISTS (SELECT 1 FROM registry_group_rights g WHERE g.issuer = i.issuer AND g.subject = i.subject AND g.account = i.account)`
+	before := s.now().Add(-s.groupsFor).UnixNano()
+	rows, err := s.db.QueryContext(ctx, s.db.Q(`SELECT `+identityColumns+idle+` LIMIT 1000`), before, before)
+	list, err := collect(rows, err, "list idle identities", scanIdentity)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, i := range list {
+		_, err := s.setGroups(ctx, i, nil, func(tx *sql.Tx) (due bool, err error) {
+			var n int
+			err = tx.QueryRowContext(ctx, s.db.Q(`SELECT count(*)`+idle+` AND i.issuer = ? AND i.subject = ?`), before, before, i.Issuer, i.Subject).Scan(&n)
+			return n > 0, wrap("read identity", err)
+		})
+		if err != nil && !errors.Is(err, problem.ErrNotFound) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // groups is one change of what groups give an identity's account.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb/sqldbtest"
@@ -13,7 +14,11 @@ import (
 
 // testGroups is run by text: what somebody or a provider does, and what ann has after it.
 func testGroups(t *testing.T, dsn string) {
-	s := openStore(t, sqldbtest.Open(t, dsn), nil)
+	now := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	s, err := Open(t.Context(), sqldbtest.Open(t, dsn), Config{Cost: cheap(), Now: func() time.Time { return now }, GroupsFor: 30 * 24 * time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx := t.Context()
 	must := func(err error) {
 		t.Helper()
@@ -65,6 +70,15 @@ func testGroups(t *testing.T, dsn string) {
 		{"by hand beta:", "acme:writer[web]", ""},
 		{"corp beta:reader", "acme:writer[web] beta:reader", ""}, // the group is where to take it away
 		{"unlink", "acme:writer[web]", ""},
+		{"link", "acme:writer[web]", ""},
+		// Who does not log in for long has what is their own; later is 20 days, and 30 are given.
+		{"corp acme:admin:ops beta:reader", "acme:admin[ops web] beta:reader", ""},
+		{"partner beta:writer", "acme:admin[ops web] beta:writer", ""},
+		{"later", "acme:admin[ops web] beta:writer", ""},
+		{"login", "acme:admin[ops web] beta:writer", ""},
+		{"later", "acme:admin[ops web] beta:reader", ""}, // the partner's
+		{"later", "acme:writer[web]", ""},
+		{"corp beta:reader", "acme:writer[web] beta:reader", ""},
 	} {
 		who, rest, _ := strings.Cut(strings.TrimPrefix(step.do, "by "), " ")
 		var rights []GroupRight
@@ -89,6 +103,14 @@ func testGroups(t *testing.T, dsn string) {
 					must(s.SetTeamMember(ctx, r.Org, r.Team, "ann", true))
 				}
 			}
+		case "link":
+			must(s.LinkIdentity(ctx, corp))
+		case "login":
+			_, err := s.Identity(ctx, corp.Issuer, corp.Subject)
+			must(err)
+		case "later":
+			now = now.Add(20 * 24 * time.Hour)
+			must(s.Housekeep(ctx))
 		case "unlink":
 			must(s.UnlinkIdentity(ctx, "ann", corp.Issuer, corp.Subject))
 		}

@@ -61,6 +61,28 @@ func (s *Store) Pushed(ctx context.Context, name, account string) error {
 	return err
 }
 
+// MayPush is an error of class ErrExhausted for a repository that is not there, of an org that has as many as its quota
+// allows. Of two that are made at the same moment one may be too many.
+func (s *Store) MayPush(ctx context.Context, name string) error {
+	org, err := registry.SplitRepository("repository", name)
+	if err != nil {
+		return err
+	}
+	q, err := s.Quota(ctx, org)
+	if err != nil || q.Repositories <= 0 {
+		return err
+	}
+	var n int64
+	if err := s.db.QueryRowContext(ctx, s.db.Q(`SELECT count(*) FROM registry_repositories WHERE org = ? AND NOT EXISTS
+		(SELECT 1 FROM registry_repositories WHERE name = ?)`), org, name).Scan(&n); err != nil {
+		return fmt.Errorf("count repositories: %w", err)
+	}
+	if n < q.Repositories {
+		return nil
+	}
+	return problem.New(problem.ErrExhausted, "the organisation %q may have %d repositories and has them: delete one or ask for more", org, q.Repositories)
+}
+
 // SetVisibility makes a repository public or private, and gives it as it is then.
 func (s *Store) SetVisibility(ctx context.Context, name string, v registry.Visibility) (*registry.Repository, error) {
 	if !v.Valid() {

@@ -10,7 +10,8 @@ import (
 const housekeeping = time.Minute
 
 // Run does what has to be done now and then, until ctx ends: it writes counts of repeated denials, hands over events
-// that the outbox had not taken, and removes old audit entries and what is remembered of failed logins. A fault is logged and tried again.
+// that the outbox had not taken, removes old audit entries and what is remembered of failed logins, and takes what groups
+// gave from those who have not logged in for long. A fault is logged and tried again.
 func (s *Store) Run(ctx context.Context) error {
 	tick := time.NewTicker(housekeeping)
 	defer tick.Stop()
@@ -34,7 +35,7 @@ func (s *Store) Run(ctx context.Context) error {
 
 // Housekeep does once what Run does now and then.
 func (s *Store) Housekeep(ctx context.Context) error {
-	return errors.Join(s.flushDenials(ctx, false), s.emitPending(ctx), s.pruneAudit(ctx), s.pruneAttempts(ctx))
+	return errors.Join(s.flushDenials(ctx, false), s.emitPending(ctx), s.pruneAudit(ctx), s.pruneAttempts(ctx), s.expireGroups(ctx))
 }
 
 func (s *Store) flushDenials(ctx context.Context, all bool) error {

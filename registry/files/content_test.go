@@ -49,16 +49,11 @@ func TestKilledBeforeTheRow(t *testing.T) {
 	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	child := func(dies bool, f func(do func(method, path, body string, header ...string) (*http.Response, error))) {
 		t.Helper()
-		cmd := exec.CommandContext(t.Context(), os.Args[0])
-		cmd.Env = append(os.Environ(), childDir+"="+dir, childAddr+"="+addr)
+		variables := []string{childDir + "=" + dir, childAddr + "=" + addr}
 		if dies {
-			cmd.Env = append(cmd.Env, childDies+"=1")
+			variables = append(variables, childDies+"=1")
 		}
-		cmd.Stderr = os.Stderr
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		waitFor(t, addr)
+		cmd := testenv.Child(t, addr, nil, variables...)
 		f(func(method, path, body string, header ...string) (*http.Response, error) {
 			req, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+path, strings.NewReader(body))
 			if err != nil {

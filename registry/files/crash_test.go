@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -59,18 +58,6 @@ func serveChild(dir, addr string) error {
 		return err
 	}
 	return http.ListenAndServe(addr, NewHandler(s, anyone{})) //nolint:gosec // a test's own client
-}
-
-// waitFor waits until a child listens.
-func waitFor(t *testing.T, addr string) {
-	t.Helper()
-	testenv.Eventually(t, 30*time.Second, func() error {
-		c, err := net.Dial("tcp", addr)
-		if err == nil {
-			err = c.Close()
-		}
-		return err
-	})
 }
 
 // A server that is killed again and again loses nothing that it has acknowledged: stored files stay, an upload goes on
@@ -153,13 +140,7 @@ func TestKill(t *testing.T) {
 		return nil
 	}
 	for round := range 6 {
-		cmd := exec.CommandContext(t.Context(), os.Args[0])
-		cmd.Env = append(os.Environ(), childDir+"="+dir, childAddr+"="+addr)
-		cmd.Stderr = os.Stderr
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		waitFor(t, addr)
+		cmd := testenv.Child(t, addr, nil, childDir+"="+dir, childAddr+"="+addr)
 		for path, text := range acknowledged {
 			if resp, body, err := do("GET", path, nil); err != nil || string(body) != text {
 				t.Errorf("%s is lost: %v %v", path, resp, err)

@@ -25,7 +25,6 @@ import (
 	"go.uber.org/goleak"
 
 	"cumulet.io/internal/problem"
-	"cumulet.io/internal/sqldb"
 	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
@@ -51,6 +50,8 @@ type noDirectory struct{}
 
 func (noDirectory) Pushed(context.Context, string, string) error { return nil }
 
+func (noDirectory) MayPush(context.Context, string) error { return nil }
+
 type fixture struct {
 	*Store
 	t      testing.TB
@@ -68,36 +69,21 @@ func (f *fixture) Emit(_ context.Context, e registry.Event) error {
 	return nil
 }
 
-func openStore(t testing.TB, dsn, dir string, options ...func(*Config)) (*Store, error) {
-	db, err := sqldb.Open(t.Context(), dsn)
-	if err != nil {
-		return nil, err
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	blobs, err := filestest.OpenDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	cfg := Config{DB: db, Blobs: blobs, Directory: noDirectory{}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
-	for _, o := range options {
-		o(&cfg)
-	}
-	return New(t.Context(), cfg)
-}
-
 func start(t testing.TB, dsn string, options ...func(*Config)) *fixture {
 	t.Helper()
 	f := &fixture{t: t, root: filepath.Join(t.TempDir(), "blobs")}
-	s, err := openStore(t, dsn, f.root, append(options, func(c *Config) { c.Outbox = f })...)
+	blobs, err := filestest.OpenDir(f.root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Store = s
-	srv := httptest.NewServer(NewHandler(s, anyone{}))
+	cfg := Config{DB: sqldbtest.Open(t, dsn), Blobs: blobs, Directory: noDirectory{}, Outbox: f, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	for _, o := range options {
+		o(&cfg)
+	}
+	if f.Store, err = New(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(NewHandler(f.Store, anyone{}))
 	t.Cleanup(srv.Close)
 	f.url = srv.URL
 	return f
@@ -111,26 +97,9 @@ func eachDialect(t *testing.T, f func(t *testing.T, f *fixture)) {
 	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) { f(t, start(t, empty(t))) })
 }
 
-// do makes a request with headers in pairs. The path goes as it is.
 func (f *fixture) do(method, path string, body io.Reader, header ...string) (*http.Response, string) {
 	f.t.Helper()
-	req, err := http.NewRequestWithContext(f.t.Context(), method, f.url+path, body)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	resp, err := http.DefaultTransport.RoundTrip(req)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	return resp, string(b)
+	return testenv.Request(f.t, method, f.url+path, body, header...)
 }
 
 func (f *fixture) want(status int, method, path, body string, header ...string) (*http.Response, string) {

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"cumulet.io/internal/problem"
+	"cumulet.io/internal/slowbody"
 	"cumulet.io/registry"
 )
 
@@ -135,7 +136,7 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 // clientGone tells whether an error is of reading the request.
 func clientGone(r *http.Request, err error) bool {
-	return r.Context().Err() != nil || errors.Is(err, io.ErrUnexpectedEOF) || IsSlow(err)
+	return r.Context().Err() != nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, slowbody.ErrSlow)
 }
 
 func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, t target) error {

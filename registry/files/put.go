@@ -129,8 +129,15 @@ func noRoom(repository string) error {
 	return problem.New(problem.ErrExhausted, "the quota of the organisation %q is used up: delete something or ask the operator for more", org)
 }
 
-// Room tells how many bytes a file may have for its org's quota; ErrExhausted when length is more, or nothing is left.
+// Room tells how many bytes a file may have for its org's quota; ErrExhausted when length is more, nothing is left, or
+// the repository would be one too many.
 func (s *Store) Room(ctx context.Context, repository string, length int64) (int64, error) {
+	if err := s.cfg.Directory.MayPush(ctx, repository); err != nil {
+		if errors.Is(err, problem.ErrExhausted) {
+			s.announceQuota(ctx, repository)
+		}
+		return 0, err
+	}
 	if s.cfg.Quotas == nil {
 		return s.cfg.MaxBytes, nil
 	}
@@ -173,7 +180,7 @@ func (s *Store) announceQuota(ctx context.Context, repository string) {
 	now := s.cfg.Now().UTC()
 	hour := now.Truncate(time.Hour)
 	err = s.cfg.Outbox.Emit(ctx, registry.Event{ID: "quota-files-" + org + "-" + hour.Format("2006010215"), Type: registry.EventQuota, Time: now, Org: org,
-		Repository: repository, Data: map[string]string{"reason": "a file was refused for the quota"}})
+		Repository: repository, Data: map[string]string{"state": "refused", "reason": "a file was refused for the quota"}})
 	if err != nil {
 		s.cfg.Logger.WarnContext(ctx, "quota event is lost", "org", org, "error", err)
 	}

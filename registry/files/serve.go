@@ -2,7 +2,6 @@ package files
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -12,6 +11,7 @@ import (
 
 	"cumulet.io/internal/lazyread"
 	"cumulet.io/internal/problem"
+	"cumulet.io/internal/slowbody"
 )
 
 // ServeBlob answers GET and HEAD with content, or with the ranges of it that are asked for. Headers that describe it are
@@ -32,36 +32,12 @@ func ServeBlob(w http.ResponseWriter, r *http.Request, blobs Blobs, d digest.Dig
 	return nil
 }
 
-// IsSlow tells whether err is that of a client which has sent nothing for too long.
-func IsSlow(err error) bool { return errors.Is(err, errSlow) }
-
-// stall is how long a client may send or take nothing.
+// stall is how long a client may take nothing, and how long the slowest may send slowbody.Least.
 const stall = time.Minute
-
-var errSlow = errors.New("the client has sent nothing for a minute")
 
 // SlowBody is a request's body whose client must go on sending, so that none holds a connection for ever.
 func SlowBody(w http.ResponseWriter, r *http.Request) io.Reader {
-	return &slowReader{r.Body, http.NewResponseController(w)}
-}
-
-type slowReader struct {
-	r       io.Reader
-	control *http.ResponseController
-}
-
-// Read implements io.Reader.
-func (s *slowReader) Read(p []byte) (int, error) {
-	_ = s.control.SetReadDeadline(time.Now().Add(stall)) //nolint:errcheck // where it is not to be had, the server's own holds
-	n, err := s.r.Read(p)
-	var timeout interface{ Timeout() bool }
-	if errors.As(err, &timeout) && timeout.Timeout() {
-		err = errSlow
-	}
-	if errors.Is(err, io.EOF) {
-		_ = s.control.SetReadDeadline(time.Time{}) //nolint:errcheck // as above
-	}
-	return n, err
+	return slowbody.Reader(w, r, stall)
 }
 
 type slowWriter struct {

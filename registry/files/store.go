@@ -29,6 +29,8 @@ const MaxPage = 1000
 type Directory interface {
 	// Pushed records a push by an account; the first makes the repository, private.
 	Pushed(ctx context.Context, repository, account string) error
+	// MayPush is an error of class ErrExhausted for a repository that is not there, of an org that has as many as it may.
+	MayPush(ctx context.Context, repository string) error
 }
 
 // Config is for New. DB, Blobs and Directory are required.
@@ -306,10 +308,13 @@ func (s *Store) owner(ctx context.Context, f *File) (string, error) {
 func (s *Store) DeleteRepository(ctx context.Context, repository string) error {
 	err := s.cfg.DB.InTx(ctx, func(tx *sql.Tx) error {
 		for _, query := range []string{
+			// Whoever appends to an upload goes first.
+			`UPDATE registry_file_uploads SET expires = expires WHERE repository = ?`,
 			`INSERT INTO registry_file_garbage (owner, digest, due) SELECT owner, digest, 0 FROM registry_files WHERE repository = ? ON CONFLICT (owner) DO NOTHING`,
 			`INSERT INTO registry_file_garbage (owner, digest, due) SELECT owner, digest, 0 FROM registry_file_parts WHERE upload IN
 				(SELECT id FROM registry_file_uploads WHERE repository = ?) ON CONFLICT (owner) DO NOTHING`,
-			`DELETE FROM registry_files WHERE repository = ?`,
+			// A file of which this does not know yet is not deleted without its content.
+			`DELETE FROM registry_files WHERE repository = ? AND owner IN (SELECT owner FROM registry_file_garbage)`,
 			`DELETE FROM registry_file_uploads WHERE repository = ?`,
 		} {
 			if _, err := tx.ExecContext(ctx, s.cfg.DB.Q(query), repository); err != nil {

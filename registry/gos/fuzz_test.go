@@ -4,11 +4,10 @@ import (
 	"bytes"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"cumulet.io/internal/sqldb"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/registry/gos"
 	"cumulet.io/registry/gos/dir"
 	"cumulet.io/registry/gos/gostest"
@@ -17,11 +16,7 @@ import (
 
 // Whatever a client asks for as a range, the answer is what the blob has there.
 func FuzzRange(f *testing.F) {
-	db, err := sqldb.Open(f.Context(), "sqlite:"+filepath.Join(f.TempDir(), "t.db"))
-	if err != nil {
-		f.Fatal(err)
-	}
-	tr, err := tracker.Open(f.Context(), db, tracker.Config{})
+	tr, err := tracker.Open(f.Context(), sqldbtest.Open(f, sqldbtest.SQLite(f)), tracker.Config{})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -34,10 +29,7 @@ func FuzzRange(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Cleanup(func() {
-		r.Close()
-		db.Close()
-	})
+	f.Cleanup(func() { r.Close() })
 	data := gostest.Bytes(1, 5000)
 	d, _, err := r.Put(f.Context(), "test", bytes.NewReader(data))
 	if err != nil {

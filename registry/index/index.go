@@ -133,6 +133,13 @@ func (s *Store) SetComplete(ctx context.Context) error {
 const manifestColumns = `m.repository, m.digest, m.content, m.media_type, m.artifact_type, m.size, m.subject, m.annotations,
 	m.platform, m.created, m.labels, m.pushed, m.pushed_by, m.pulled, m.pulls`
 
+// annotationsColumn and labelsColumn are places among manifestColumns.
+const annotationsColumn, labelsColumn = 7, 10
+
+// shortColumns are manifestColumns without what may be long.
+const shortColumns = `m.repository, m.digest, m.content, m.media_type, m.artifact_type, m.size, m.subject, '{}',
+	m.platform, m.created, '{}', m.pushed, m.pushed_by, m.pulled, m.pulls`
+
 func scanManifest(scan func(...any) error) (*Manifest, error) {
 	var m Manifest
 	var annotations, labels string

@@ -3,7 +3,6 @@ package index
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,8 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"cumulet.io/internal/problem"
-	"cumulet.io/internal/sqldb"
-	"cumulet.io/internal/testenv"
+	"cumulet.io/internal/sqldb/sqldbtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -42,24 +40,14 @@ func (c *clock) advance(d time.Duration) {
 
 // onEach runs f on an empty index of each dialect.
 func onEach(t *testing.T, f func(t *testing.T, s *Store, c *clock)) {
-	for name, dsn := range map[string]func() string{
-		"sqlite":   func() string { return "sqlite:" + filepath.Join(t.TempDir(), "index.db") },
-		"postgres": func() string { return testenv.Postgres(t) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			db, err := sqldb.Open(t.Context(), dsn())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer db.Close() //nolint:errcheck // the test's own
-			c := &clock{t: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
-			s, err := Open(t.Context(), db, Config{Now: c.now})
-			if err != nil {
-				t.Fatal(err)
-			}
-			f(t, s, c)
-		})
-	}
+	sqldbtest.Each(t, func(t *testing.T, empty func(t testing.TB) string) {
+		c := &clock{t: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
+		s, err := Open(t.Context(), sqldbtest.Open(t, empty(t)), Config{Now: c.now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f(t, s, c)
+	})
 }
 
 func blob(text string, size int64) Blob {
@@ -162,10 +150,10 @@ func testTags(t *testing.T, s *Store) {
 	if tags, err := s.Tags(ctx, "acme/web", "a", 1); err != nil || len(tags) != 1 || tags[0].Name != "v1" || tags[0].Sequence != 2 || tags[0].Size != 1110 {
 		t.Errorf("tags = %+v, %v", tags, err)
 	}
-	if dgst, err := s.DeleteTag(ctx, "acme/web", "v1", "adam", CauseDelete); err != nil || dgst != b.Digest {
+	if dgst, err := s.DeleteTag(ctx, "acme/web", "v1", "adam", CauseDelete, nil); err != nil || dgst != b.Digest {
 		t.Errorf("delete: %v, %v", dgst, err)
 	}
-	_, err := s.DeleteTag(ctx, "acme/web", "v1", "adam", CauseDelete)
+	_, err := s.DeleteTag(ctx, "acme/web", "v1", "adam", CauseDelete, nil)
 	wantClass(t, "delete again", err, problem.ErrNotFound)
 	_, err = s.Lookup(ctx, "acme/web", "v1")
 	wantClass(t, "after delete", err, problem.ErrNotFound)
@@ -197,13 +185,13 @@ func testTags(t *testing.T, s *Store) {
 			t.Errorf("live in %q: %v, %v, want %v", tc.repository, live, err, tc.want)
 		}
 	}
-	if m, tags, err := s.Delete(ctx, "acme/web", b.Digest, "adam", CauseDelete); err != nil || len(tags) != 0 || m.Digest != b.Digest {
+	if m, tags, err := s.Delete(ctx, "acme/web", b.Digest, "adam", CauseDelete, nil); err != nil || len(tags) != 0 || m.Digest != b.Digest {
 		t.Errorf("delete manifest: %v, %v", tags, err)
 	}
 	if live, err := s.Live(ctx, "", digest.FromString("top")); err != nil || live {
 		t.Errorf("live after delete: %v, %v", live, err)
 	}
-	_, tags, err := s.Delete(ctx, "acme/web", a.Digest, "adam", CauseDelete)
+	_, tags, err := s.Delete(ctx, "acme/web", a.Digest, "adam", CauseDelete, nil)
 	slices.Sort(tags)
 	if err != nil || strings.Join(tags, " ") != "V3 Z _x a v1 v2" {
 		t.Errorf("tags of the deleted: %v, %v", tags, err)
@@ -258,7 +246,7 @@ func testUsage(t *testing.T, s *Store, c *clock) {
 		t.Errorf("after the orphan is forgotten: %d", n)
 	}
 	for _, name := range []string{"a", "b", "d"} {
-		if _, _, err := s.Delete(ctx, "quo/"+name, digest.FromString("q"+name), "", CauseDelete); err != nil {
+		if _, _, err := s.Delete(ctx, "quo/"+name, digest.FromString("q"+name), "", CauseDelete, nil); err != nil {
 			t.Error(err)
 		}
 	}
@@ -287,18 +275,18 @@ func testFacts(t *testing.T, s *Store) {
 	referrer("scan", ArtifactScan, map[string]string{"io.cumulet.scan.critical": "0", "io.cumulet.scan.high": "2"})
 	referrer("sbom", "application/spdx+json", nil)
 	strange := referrer("strange", "application/x-strange", map[string]string{"io.cumulet.build.by": "mallory"})
-	list, err := s.Referrers(ctx, "facts/app", app.Digest, "", "", 3)
-	if err != nil || len(list) != 3 {
-		t.Errorf("first page: %d, %v", len(list), err)
+	list, more, err := s.Referrers(ctx, "facts/app", app.Digest, "", "", 3)
+	if err != nil || len(list) != 3 || !more {
+		t.Errorf("first page: %d, %v, %v", len(list), more, err)
 	}
-	rest, err := s.Referrers(ctx, "facts/app", app.Digest, "", list[2].Digest, 10)
-	if err != nil || len(rest) != 2 {
-		t.Errorf("second page: %d, %v", len(rest), err)
+	rest, more, err := s.Referrers(ctx, "facts/app", app.Digest, "", list[2].Digest, 2)
+	if err != nil || len(rest) != 2 || more {
+		t.Errorf("second page: %d, %v, %v", len(rest), more, err)
 	}
-	if only, err := s.Referrers(ctx, "facts/app", app.Digest, ArtifactBuild, "", 10); err != nil || len(only) != 1 || only[0].Digest != build.Digest || only[0].Annotations["io.cumulet.build.by"] != "ci" {
+	if only, _, err := s.Referrers(ctx, "facts/app", app.Digest, ArtifactBuild, "", 10); err != nil || len(only) != 1 || only[0].Digest != build.Digest || only[0].Annotations["io.cumulet.build.by"] != "ci" {
 		t.Errorf("filtered: %+v, %v", only, err)
 	}
-	if none, err := s.Referrers(ctx, "facts/other", app.Digest, "", "", 10); err != nil || len(none) != 0 {
+	if none, _, err := s.Referrers(ctx, "facts/other", app.Digest, "", "", 10); err != nil || len(none) != 0 {
 		t.Errorf("of another repository: %v, %v", none, err)
 	}
 	facts, err := s.FactsOf(ctx, "facts/app", app.Digest)
@@ -346,7 +334,7 @@ func testFacts(t *testing.T, s *Store) {
 	if users, err := s.UsedBy(ctx, "acme", digest.FromString("fl"), "", "", 10); err != nil || len(users) != 0 {
 		t.Errorf("another org sees %v, %v", users, err)
 	}
-	if _, _, err := s.Delete(ctx, "facts/app", build.Digest, "", CauseDelete); err != nil {
+	if _, _, err := s.Delete(ctx, "facts/app", build.Digest, "", CauseDelete, nil); err != nil {
 		t.Fatal(err)
 	}
 	c, err := ParseCondition("build:by=ci")

@@ -16,9 +16,8 @@ import (
 
 // Bounds of a manifest.
 const (
-	maxDescriptors     = 16 << 10
-	maxAnnotationBytes = 1 << 20
-	maxLabelBytes      = 256 << 10
+	maxDescriptors = 16 << 10
+	maxLabelBytes  = 256 << 10
 )
 
 // Docker's media types, which the OCI ones were made after.
@@ -56,13 +55,6 @@ func Parse(mediaType string, body []byte) (*Manifest, error) {
 	}
 	if len(d.Layers)+len(d.Manifests) > maxDescriptors {
 		return nil, problem.Invalid("layers", fmt.Sprintf("must be at most %d descriptors", maxDescriptors), len(d.Layers)+len(d.Manifests))
-	}
-	n := 0
-	for k, v := range d.Annotations {
-		n += len(k) + len(v)
-	}
-	if n > maxAnnotationBytes {
-		return nil, problem.Invalid("annotations", fmt.Sprintf("must be at most %d bytes", maxAnnotationBytes), n)
 	}
 	m := &Manifest{Digest: digest.FromBytes(body), Content: digest.FromBytes(body), MediaType: mediaType, Size: int64(len(body)),
 		ArtifactType: cut(d.ArtifactType, 255), Annotations: d.Annotations}

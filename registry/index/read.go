@@ -29,9 +29,9 @@ func (s *Store) Manifest(ctx context.Context, repository string, dgst digest.Dig
 	return m, nil
 }
 
-// Manifests lists a repository's manifests without their blobs, by digest, those after a digest.
+// Manifests lists a repository's manifests without their blobs, annotations and labels, by digest, those after a digest.
 func (s *Store) Manifests(ctx context.Context, repository string, after digest.Digest, limit int) ([]*Manifest, error) {
-	rows, err := s.db.QueryContext(ctx, s.db.Q(`SELECT `+manifestColumns+` FROM index_manifests m
+	rows, err := s.db.QueryContext(ctx, s.db.Q(`SELECT `+shortColumns+` FROM index_manifests m
 		WHERE m.repository = ? AND `+s.byBytes("m.digest")+` > ? ORDER BY `+s.byBytes("m.digest")+` LIMIT ?`), repository, after, min(max(limit, 1), MaxPage))
 	out, err := collect(rows, err, scanManifest)
 	if err != nil {
@@ -40,19 +40,49 @@ func (s *Store) Manifests(ctx context.Context, repository string, after digest.D
 	return out, nil
 }
 
-// Referrers lists the manifests whose subject is dgst, by digest, those after a digest; with an artifact type, those of it.
-func (s *Store) Referrers(ctx context.Context, repository string, dgst digest.Digest, artifactType string, after digest.Digest, limit int) ([]*Manifest, error) {
+// maxReferrersBytes bounds what Referrers gives at once, as JSON: the specification holds an answer to what a manifest may
+// be, 4 MiB. descriptorBytes is what one has beside annotations and labels, at most.
+const (
+	maxReferrersBytes = 4<<20 - 64<<10
+	descriptorBytes   = 1024
+)
+
+// Referrers lists the manifests whose subject is dgst, by digest, those after a digest; with an artifact type, those of
+// it. It ends at limit, at most MaxPage, or at maxReferrersBytes; more tells that there are further ones.
+func (s *Store) Referrers(ctx context.Context, repository string, dgst digest.Digest, artifactType string, after digest.Digest, limit int) (out []*Manifest, more bool, err error) {
+	limit = min(max(limit, 1), MaxPage)
 	query, args := `SELECT `+manifestColumns+` FROM index_manifests m WHERE m.repository = ? AND m.subject = ?`, []any{repository, dgst}
 	if artifactType != "" {
 		query, args = query+` AND m.artifact_type = ?`, append(args, artifactType)
 	}
 	query += ` AND ` + s.byBytes("m.digest") + ` > ? ORDER BY ` + s.byBytes("m.digest") + ` LIMIT ?`
-	rows, err := s.db.QueryContext(ctx, s.db.Q(query), append(args, after, min(max(limit, 1), MaxPage))...)
-	out, err := collect(rows, err, scanManifest)
+	rows, err := s.db.QueryContext(ctx, s.db.Q(query), append(args, after, limit+1)...)
 	if err != nil {
-		return nil, fmt.Errorf("list referrers: %w", err)
+		return nil, false, fmt.Errorf("list referrers: %w", err)
 	}
-	return out, nil
+	defer rows.Close() //nolint:errcheck // Err tells
+	out = []*Manifest{}
+	for size := 0; rows.Next(); {
+		if len(out) == limit {
+			return out, true, nil
+		}
+		m, err := scanManifest(func(into ...any) error {
+			err := rows.Scan(into...)
+			size += descriptorBytes + len(*into[annotationsColumn].(*string)) + len(*into[labelsColumn].(*string)) //nolint:forcetypeassert // scanManifest's own
+			return err
+		})
+		if err != nil {
+			return nil, false, fmt.Errorf("list referrers: %w", err)
+		}
+		if size > maxReferrersBytes && len(out) > 0 {
+			return out, true, nil
+		}
+		out = append(out, m)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, false, fmt.Errorf("list referrers: %w", err)
+	}
+	return out, false, nil
 }
 
 // Tag is a tag with what it points to.

@@ -3,11 +3,14 @@ package index
 import (
 	"cmp"
 	"context"
+	"database/sql"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"cumulet.io/internal/problem"
 )
 
 // Removal is something that a repository's rules do not keep: a tag, or with Tag "" an untagged manifest.
@@ -86,13 +89,35 @@ func (s *Store) Plan(ctx context.Context, repository string) ([]Removal, error) 
 	return out, nil
 }
 
+// unreferenced is of a manifest m that no tag, no index and no image refers to.
+const unreferenced = `NOT EXISTS (SELECT 1 FROM index_tags t WHERE t.repository = m.repository AND t.digest = m.digest)
+	AND NOT EXISTS (SELECT 1 FROM index_manifest_blobs b WHERE b.blob = m.content AND b.repository = m.repository AND b.kind = 'manifest')
+	AND NOT EXISTS (SELECT 1 FROM index_manifests i WHERE i.repository = m.repository AND i.digest = m.subject)`
+
+// stillDue is an error of class ErrNotFound for a removal that was planned before somebody pushed the tag or manifest
+// again, or referred to it. The org's writers are kept out, so that what it says holds until the transaction ends.
+func (s *Store) stillDue(ctx context.Context, tx *sql.Tx, repository string, r *Removal) error {
+	if r == nil {
+		return nil
+	}
+	query, args := `SELECT count(*) FROM index_manifests m WHERE m.repository = ? AND m.digest = ? AND m.pushed = ? AND `+unreferenced, []any{repository, r.Digest, toNano(r.Pushed)}
+	if r.Tag != "" {
+		query, args = `SELECT count(*) FROM index_tags WHERE repository = ? AND digest = ? AND pushed = ? AND tag = ?`, append(args, r.Tag)
+	}
+	var due int
+	if err := tx.QueryRowContext(ctx, s.db.Q(query), args...).Scan(&due); err != nil {
+		return err
+	}
+	if due == 0 {
+		return problem.New(problem.ErrNotFound, "it was pushed or referred to since it was to go")
+	}
+	return nil
+}
+
 // untagged lists manifests that nothing refers to and that were pushed and pulled before a time.
 func (s *Store) untagged(ctx context.Context, repository string, before time.Time) ([]Removal, error) {
 	rows, err := s.db.QueryContext(ctx, s.db.Q(`SELECT m.digest, m.pushed, m.pulled FROM index_manifests m WHERE m.repository = ? AND m.pushed < ? AND m.pulled < ?
-		AND NOT EXISTS (SELECT 1 FROM index_tags t WHERE t.repository = m.repository AND t.digest = m.digest)
-		AND NOT EXISTS (SELECT 1 FROM index_manifest_blobs b WHERE b.blob = m.content AND b.repository = m.repository AND b.kind = 'manifest')
-		AND NOT EXISTS (SELECT 1 FROM index_manifests i WHERE i.repository = m.repository AND i.digest = m.subject)
-		ORDER BY m.pushed LIMIT 10000`), repository, before.UnixNano(), before.UnixNano())
+		AND `+unreferenced+` ORDER BY m.pushed LIMIT 10000`), repository, before.UnixNano(), before.UnixNano())
 	out, err := collect(rows, err, func(scan func(...any) error) (Removal, error) {
 		var r Removal
 		var pushed, pulled int64

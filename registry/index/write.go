@@ -163,9 +163,9 @@ func (s *Store) writeHistory(ctx context.Context, tx *sql.Tx, repository, tag st
 	return seq, err
 }
 
-// DeleteTag takes a tag away and gives the digest it had. ErrNotFound when there is none, ErrForbidden when it is
-// immutable.
-func (s *Store) DeleteTag(ctx context.Context, repository, tag, actor, cause string) (digest.Digest, error) {
+// DeleteTag takes a tag away and gives the digest it had. ErrNotFound when there is none, or when it was planned and is
+// not due any more; nil is no plan. ErrForbidden when it is immutable.
+func (s *Store) DeleteTag(ctx context.Context, repository, tag, actor, cause string, planned *Removal) (digest.Digest, error) {
 	var before digest.Digest
 	org, _, _ := strings.Cut(repository, "/")
 	err := s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
@@ -177,6 +177,9 @@ func (s *Store) DeleteTag(ctx context.Context, repository, tag, actor, cause str
 		}
 		if before == "" {
 			return tagUnknown(repository, tag)
+		}
+		if err := s.stillDue(ctx, tx, repository, planned); err != nil {
+			return err
 		}
 		return s.dropTags(ctx, tx, repository, tag, []string{tag}, before, actor, cause)
 	})
@@ -235,9 +238,9 @@ func (s *Store) dropTags(ctx context.Context, tx *sql.Tx, repository, tag string
 	return err
 }
 
-// Delete takes a manifest away with the tags that point to it, and gives it and them. ErrNotFound when there is none,
-// ErrForbidden when one of the tags is immutable.
-func (s *Store) Delete(ctx context.Context, repository string, dgst digest.Digest, actor, cause string) (m *Manifest, tags []string, err error) {
+// Delete takes a manifest away with the tags that point to it, and gives it and them. ErrNotFound when there is none, or
+// when it was planned and is not due any more; nil is no plan. ErrForbidden when one of the tags is immutable.
+func (s *Store) Delete(ctx context.Context, repository string, dgst digest.Digest, actor, cause string, planned *Removal) (m *Manifest, tags []string, err error) {
 	org, _, _ := strings.Cut(repository, "/")
 	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
 		if _, err := s.lockUsage(ctx, tx, org); err != nil {
@@ -248,6 +251,9 @@ func (s *Store) Delete(ctx context.Context, repository string, dgst digest.Diges
 			return manifestUnknown(repository, dgst)
 		}
 		if err != nil {
+			return err
+		}
+		if err := s.stillDue(ctx, tx, repository, planned); err != nil {
 			return err
 		}
 		rows, err := tx.QueryContext(ctx, s.db.Q(`SELECT tag FROM index_tags WHERE repository = ? AND digest = ?`), repository, dgst)

@@ -39,7 +39,11 @@ func (r *Registry) deleteManifest(w http.ResponseWriter, req *http.Request, rt r
 }
 
 // actor is who changes something, and why.
-type actor struct{ name, address, cause string }
+type actor struct {
+	name, address, cause string
+	// planned is what a plan of the rules had found, which may not be so any more; nil for what somebody asked for.
+	planned *index.Removal
+}
 
 // removeTag takes a tag away: its row first, which is the moment it counts, then its link in the store. What a crash
 // leaves of the link a rebuild of the index passes over, since the tag has a history.
@@ -53,7 +57,7 @@ func (r *Registry) removeTag(ctx context.Context, name, tag string, by actor) er
 	if err := r.audit(ctx, by, "tag.delete", name, name+":"+tag); err != nil {
 		return err
 	}
-	dgst, err := r.cfg.Index.DeleteTag(ctx, name, tag, by.name, by.cause)
+	dgst, err := r.cfg.Index.DeleteTag(ctx, name, tag, by.name, by.cause, by.planned)
 	if err != nil {
 		return err
 	}
@@ -82,7 +86,7 @@ func (r *Registry) removeManifest(ctx context.Context, name string, dgst digest.
 	if err := r.audit(ctx, by, "manifest.delete", name, name+"@"+dgst.String()); err != nil {
 		return err
 	}
-	m, tags, err := r.cfg.Index.Delete(ctx, name, dgst, by.name, by.cause)
+	m, tags, err := r.cfg.Index.Delete(ctx, name, dgst, by.name, by.cause, by.planned)
 	if err != nil {
 		return err
 	}
@@ -108,19 +112,32 @@ func (r *Registry) removeManifest(ctx context.Context, name string, dgst digest.
 }
 
 // dropContent takes a manifest's link out of the store, unless the same content is there under a digest of another
-// algorithm.
+// algorithm, or was pushed anew meanwhile. A push whose row comes after the last look here finds the link missing itself
+// (see keepContent).
 func (r *Registry) dropContent(ctx context.Context, repo distribution.Repository, content digest.Digest) error {
-	if used, err := r.cfg.Index.HasContent(ctx, repo.Named().Name(), content); err != nil || used {
+	used := func() (bool, error) { return r.cfg.Index.HasContent(ctx, repo.Named().Name(), content) }
+	if is, err := used(); err != nil || is {
 		return err
 	}
 	manifests, err := repo.Manifests(ctx)
 	if err != nil {
 		return err
 	}
+	manifest, err := manifests.Get(ctx, content)
+	if gone(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
 	if err := manifests.Delete(ctx, content); err != nil && !gone(err) {
 		return err
 	}
-	return nil
+	if is, err := used(); err != nil || !is {
+		return err
+	}
+	_, err = manifests.Put(ctx, manifest)
+	return err
 }
 
 // gone tells of errors that say that something is not in the store.
@@ -140,6 +157,21 @@ func untag(ctx context.Context, repo distribution.Repository, tag string) error 
 	return nil
 }
 
+// deleteRows takes the rows of all manifests of a repository away, with their tags.
+func (r *Registry) deleteRows(ctx context.Context, name, account string) error {
+	for {
+		page, err := r.cfg.Index.Manifests(ctx, name, "", index.MaxPage)
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		for _, m := range page {
+			if _, _, err := r.cfg.Index.Delete(ctx, name, m.Digest, account, index.CauseDelete, nil); err != nil && !errors.Is(err, problem.ErrNotFound) {
+				return err
+			}
+		}
+	}
+}
+
 // DeleteRepository takes everything of a repository away, its immutable tags too; its row in the directory is the
 // caller's, before or after. The blobs are for garbage collection to take.
 func (r *Registry) DeleteRepository(ctx context.Context, name, account string) error {
@@ -152,21 +184,9 @@ func (r *Registry) DeleteRepository(ctx context.Context, name, account string) e
 			return err
 		}
 	}
-	for {
-		page, err := r.cfg.Index.Manifests(ctx, name, "", index.MaxPage)
-		if err != nil {
-			return err
-		}
-		if len(page) == 0 {
-			break
-		}
-		for _, m := range page {
-			if _, _, err := r.cfg.Index.Delete(ctx, name, m.Digest, account, index.CauseDelete); err != nil && !errors.Is(err, problem.ErrNotFound) {
-				return err
-			}
-		}
+	if err := r.deleteRows(ctx, name, account); err != nil {
+		return err
 	}
-	r.links.forgetAll()
 	remover, ok := r.store.(distribution.RepositoryRemover)
 	if !ok {
 		return nil
@@ -176,6 +196,11 @@ func (r *Registry) DeleteRepository(ctx context.Context, name, account string) e
 		return err
 	}
 	if err := remover.Remove(ctx, named); err != nil && !gone(err) {
+		return err
+	}
+	r.links.forgetAll()
+	// What was pushed between the two has lost its content.
+	if err := r.deleteRows(ctx, name, account); err != nil {
 		return err
 	}
 	return r.announce(ctx, registry.Event{Type: registry.EventDelete, Repository: name, Actor: account, Data: map[string]string{"cause": index.CauseDelete}})

@@ -252,7 +252,7 @@ func (r *Registry) putIn(ctx context.Context, p *putting, account string) error 
 	if err != nil {
 		return err
 	}
-	if err := r.checkRepositories(ctx, org, name, quota); err != nil {
+	if err := r.cfg.Directory.MayPush(ctx, name); err != nil {
 		r.noticeRefusal(ctx, org, name, account, err)
 		return err
 	}
@@ -282,6 +282,9 @@ func (r *Registry) putIn(ctx context.Context, p *putting, account string) error 
 		return err
 	}
 	ctx = context.WithoutCancel(ctx) // it counts: the rest is done whether or not the client waits
+	if err := r.keepContent(ctx, repo, p, account); err != nil {
+		return err
+	}
 	if err := r.cfg.Directory.Pushed(ctx, name, account); err != nil {
 		return fmt.Errorf("record push: %w", err)
 	}
@@ -293,6 +296,30 @@ func (r *Registry) putIn(ctx context.Context, p *putting, account string) error 
 	r.noticeUse(ctx, org, quota, done)
 	if err := r.announcePush(ctx, p, done, account); err != nil {
 		return fmt.Errorf("announce push: %w", err)
+	}
+	return nil
+}
+
+// keepContent sees to it that a manifest whose row is there has its content, which a deletion of the same manifest, or of
+// the repository, may have taken a moment before. Where the layers are gone with it, so is the row.
+func (r *Registry) keepContent(ctx context.Context, repo distribution.Repository, p *putting, account string) error {
+	manifests, err := repo.Manifests(ctx) // of this context: the client may have gone
+	if err != nil {
+		return fmt.Errorf("open manifests: %w", err)
+	}
+	there, err := manifests.Exists(ctx, p.m.Content)
+	if err != nil && !gone(err) {
+		return fmt.Errorf("look for manifest: %w", err)
+	}
+	if there {
+		return nil
+	}
+	if _, err := manifests.Put(ctx, p.manifest); err != nil {
+		_, _, derr := r.cfg.Index.Delete(ctx, p.m.Repository, p.m.Digest, account, index.CauseDelete, nil)
+		if err = refused(err); derr != nil && !errors.Is(derr, problem.ErrNotFound) {
+			err = errors.Join(err, derr)
+		}
+		return err
 	}
 	return nil
 }

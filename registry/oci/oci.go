@@ -42,8 +42,8 @@ type Directory interface {
 	Catalog(ctx context.Context, account, after string, limit int) ([]string, error)
 	// Repository gives a repository, or an error of class ErrNotFound.
 	Repository(ctx context.Context, name string) (*registry.Repository, error)
-	// Repositories lists the repositories of orgs after a name, in byte order.
-	Repositories(ctx context.Context, orgs []string, public bool, after string, limit int) ([]registry.Repository, error)
+	// MayPush is an error of class ErrExhausted for a repository that is not there, of an org that has as many as it may.
+	MayPush(ctx context.Context, repository string) error
 }
 
 // BlobServer gives out blobs that the caller has been found to have a right to. ServeBlob answers GET and HEAD, ranges

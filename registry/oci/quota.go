@@ -49,39 +49,13 @@ func (r *Registry) quota(ctx context.Context, org string) (registry.Quota, error
 	return r.cfg.Quotas.Quota(ctx, org)
 }
 
-// checkRepositories refuses a new repository to an org that has as many as it may have.
-func (r *Registry) checkRepositories(ctx context.Context, org, name string, q registry.Quota) error {
-	if q.Repositories <= 0 {
-		return nil
-	}
-	if _, err := r.cfg.Directory.Repository(ctx, name); !errors.Is(err, problem.ErrNotFound) {
-		return err
-	}
-	var n int64
-	for after := ""; n < q.Repositories; {
-		page, err := r.cfg.Directory.Repositories(ctx, []string{org}, false, after, index.MaxPage)
-		if err != nil {
-			return err
-		}
-		n += int64(len(page))
-		if len(page) < index.MaxPage {
-			break
-		}
-		after = page[len(page)-1].Name
-	}
-	if n < q.Repositories {
-		return nil
-	}
-	return problem.New(problem.ErrExhausted, "the organisation %q may have %d repositories and has them: delete one or ask for more", org, q.Repositories)
-}
-
 // checkBegin refuses an upload into an org that is full.
 func (r *Registry) checkBegin(ctx context.Context, org, name string) error {
 	q, err := r.quota(ctx, org)
 	if err != nil {
 		return err
 	}
-	if err := r.checkRepositories(ctx, org, name, q); err != nil {
+	if err := r.cfg.Directory.MayPush(ctx, name); err != nil {
 		return err
 	}
 	return r.checkRoom(ctx, org, q, 1)

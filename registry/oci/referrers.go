@@ -12,9 +12,6 @@ import (
 	"cumulet.io/registry/index"
 )
 
-// maxReferrersBytes bounds one answer: the specification holds it to what a manifest may be.
-const maxReferrersBytes = maxManifestBytes - 64<<10
-
 // referrers answers GET /v2/NAME/referrers/DIGEST?artifactType=… (distribution specification, "Listing Referrers").
 // A digest that nobody refers to, or that is not there, has an empty list.
 func (r *Registry) referrers(w http.ResponseWriter, req *http.Request, rt route) {
@@ -29,23 +26,14 @@ func (r *Registry) referrers(w http.ResponseWriter, req *http.Request, rt route)
 	}
 	q := req.URL.Query()
 	artifactType := q.Get("artifactType")
-	found, err := r.cfg.Index.Referrers(req.Context(), rt.name, dgst, artifactType, digest.Digest(q.Get("last")), index.MaxPage)
+	found, more, err := r.cfg.Index.Referrers(req.Context(), rt.name, dgst, artifactType, digest.Digest(q.Get("last")), index.MaxPage)
 	if err != nil {
 		r.problem(w, req, "list referrers", err, errcode.ErrorCodeManifestUnknown)
 		return
 	}
 	list := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{}}
-	size, more := 0, len(found) == index.MaxPage
 	for _, m := range found {
-		d := v1.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: m.Size, ArtifactType: m.ArtifactType, Annotations: m.Annotations}
-		for k, v := range d.Annotations {
-			size += 2*(len(k)+len(v)) + 8 // escaped, at a guess
-		}
-		if size += 512; size > maxReferrersBytes && len(list.Manifests) > 0 {
-			more = true
-			break
-		}
-		list.Manifests = append(list.Manifests, d)
+		list.Manifests = append(list.Manifests, v1.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: m.Size, ArtifactType: m.ArtifactType, Annotations: m.Annotations})
 	}
 	if artifactType != "" {
 		w.Header().Set("OCI-Filters-Applied", "artifactType")

@@ -152,7 +152,7 @@ func (r *Registry) importManifest(ctx context.Context, repo distribution.Reposit
 		out.Manifests++
 		// It may have been deleted since it was read: then the row goes again.
 		if _, err := manifests.Get(ctx, dgst); gone(err) {
-			_, _, err := r.cfg.Index.Delete(ctx, name, m.Digest, "", index.CauseImport)
+			_, _, err := r.cfg.Index.Delete(ctx, name, m.Digest, "", index.CauseImport, nil)
 			return err
 		}
 	}
@@ -212,7 +212,7 @@ func (r *Registry) dropMissingOf(ctx context.Context, name string, out *Reindexe
 }
 
 func (r *Registry) forceDelete(ctx context.Context, name string, dgst digest.Digest) error {
-	_, _, err := r.cfg.Index.Delete(ctx, name, dgst, "", index.CauseImport)
+	_, _, err := r.cfg.Index.Delete(ctx, name, dgst, "", index.CauseImport, nil)
 	if errors.Is(err, problem.ErrNotFound) {
 		return nil
 	}

@@ -16,24 +16,17 @@ func (r *Registry) Retain(ctx context.Context, name, account, address string, dr
 	if err != nil || dryRun {
 		return plan, err
 	}
-	by := actor{name: account, address: address, cause: index.CauseRetention}
 	done := []index.Removal{}
 	for _, item := range plan {
+		by := actor{name: account, address: address, cause: index.CauseRetention, planned: &item}
 		if item.Tag != "" {
-			// A tag that was pushed again since the plan is another one.
-			e, lerr := r.cfg.Index.Lookup(ctx, name, item.Tag)
-			if errors.Is(lerr, problem.ErrNotFound) || lerr == nil && e.Digest != item.Digest {
-				continue
-			}
-			if err = lerr; err == nil {
-				err = r.removeTag(ctx, name, item.Tag, by)
-			}
+			err = r.removeTag(ctx, name, item.Tag, by)
 		} else {
 			err = r.removeManifest(ctx, name, item.Digest, by)
 		}
 		switch {
 		case errors.Is(err, problem.ErrNotFound), errors.Is(err, problem.ErrForbidden):
-			continue // it went, or a rule changed, meanwhile
+			continue // it went, was pushed again, or a rule changed, meanwhile
 		case err != nil:
 			return done, fmt.Errorf("apply the rules of %s: %w", name, err)
 		}

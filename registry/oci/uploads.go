@@ -12,11 +12,15 @@ import (
 	"regexp"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/distribution/distribution/v3"
 	"github.com/distribution/distribution/v3/registry/api/errcode"
+	"github.com/distribution/distribution/v3/registry/storage"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 
+	"cumulet.io/internal/problem"
+	"cumulet.io/internal/slowbody"
 	"cumulet.io/registry/hubtoken"
 )
 
@@ -67,7 +71,7 @@ func (r *Registry) postBlob(w http.ResponseWriter, req *http.Request, rt route, 
 		r.problem(w, req, "begin upload", err, errcode.ErrorCodeBlobUploadUnknown)
 		return
 	}
-	_, err = io.Copy(writer, r.guarded(w, req))
+	_, err = io.Copy(writer, slowbody.Reader(w, req, r.cfg.Patience))
 	if err != nil {
 		err = errcode.ErrorCodeSizeInvalid.WithMessage("the body was not received whole")
 		w.Header().Set("Connection", "close")
@@ -148,43 +152,9 @@ func (r *Registry) continueUpload(w http.ResponseWriter, req *http.Request) {
 			_, _ = io.WriteString(w, `{"errors":[{"code":"BLOB_UPLOAD_INVALID","message":"Content-Type must be application/octet-stream"}]}`+"\n") //nolint:errcheck // the client has gone
 			return
 		}
-		req.Body = r.guarded(w, req)
+		req.Body = slowbody.Reader(w, req, r.cfg.Patience)
 	}
 	r.app.ServeHTTP(w, req)
-}
-
-// slowestBytes must come within Config.Patience, again and again.
-const slowestBytes = 32 << 10
-
-// slowGuard cuts off a body that comes so slowly that it holds a connection for its own sake. An upload that is cut off
-// resumes where it was.
-type slowGuard struct {
-	io.ReadCloser
-	control  *http.ResponseController
-	patience time.Duration
-	since    time.Time
-	bytes    int
-}
-
-func (r *Registry) guarded(w http.ResponseWriter, req *http.Request) io.ReadCloser {
-	return &slowGuard{ReadCloser: req.Body, control: http.NewResponseController(w), patience: r.cfg.Patience, bytes: slowestBytes}
-}
-
-// Read implements io.Reader.
-func (g *slowGuard) Read(p []byte) (int, error) {
-	if g.bytes >= slowestBytes {
-		g.bytes = 0
-		if now := time.Now(); now.Sub(g.since) > g.patience/8 {
-			g.since = now
-			_ = g.control.SetReadDeadline(now.Add(g.patience)) //nolint:errcheck // a recorder has no connection
-		}
-	}
-	n, err := g.ReadCloser.Read(p)
-	g.bytes += n
-	if errors.Is(err, io.EOF) {
-		_ = g.control.SetReadDeadline(time.Time{}) //nolint:errcheck // as above
-	}
-	return n, err
 }
 
 // withoutDeniedMount turns a mount from a repository that the token may not pull into a plain upload, which is the
@@ -223,14 +193,50 @@ type countedBlobs struct {
 	name     string
 }
 
+// canonicalMount makes of the mount of a blob by a digest of another algorithm one by the canonical digest, which alone
+// the core can mount. named is the digest that was asked for, "" where there is nothing to be done.
+func (b *countedBlobs) canonicalMount(ctx context.Context, options []distribution.BlobCreateOption) (_ []distribution.BlobCreateOption, named digest.Digest, err error) {
+	var asked distribution.CreateOptions
+	for _, o := range options {
+		if err := o.Apply(&asked); err != nil {
+			return nil, "", err
+		}
+	}
+	if !asked.Mount.ShouldMount || asked.Mount.From.Digest().Algorithm() == digest.Canonical {
+		return options, "", nil
+	}
+	source, err := b.registry.statBlob(ctx, asked.Mount.From.Name(), asked.Mount.From.Digest())
+	if errors.Is(err, problem.ErrNotFound) {
+		return nil, "", nil // as a plain upload
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	from, err := reference.WithDigest(reference.TrimNamed(asked.Mount.From), source.canonical)
+	return []distribution.BlobCreateOption{storage.WithMountFrom(from)}, asked.Mount.From.Digest(), err
+}
+
 // Create implements distribution.BlobIngester.
 func (b *countedBlobs) Create(ctx context.Context, options ...distribution.BlobCreateOption) (distribution.BlobWriter, error) {
+	options, named, err := b.canonicalMount(ctx, options)
+	if err != nil {
+		return nil, err
+	}
 	w, err := b.BlobStore.Create(ctx, options...)
 	var mounted distribution.ErrBlobMounted
 	if errors.As(err, &mounted) {
 		// The manifest that needs it is refused where there is no room.
 		if cerr := b.registry.mounted(ctx, b.name, mounted.Descriptor); cerr != nil {
 			return nil, cerr
+		}
+		if named != "" {
+			// The core's layout: a link of each digest that a repository knows a blob by holds the canonical one.
+			link := "/docker/registry/v2/repositories/" + b.name + "/_layers/" + named.Algorithm().String() + "/" + named.Encoded() + "/link"
+			if err := b.registry.driver.PutContent(ctx, link, []byte(mounted.Descriptor.Digest)); err != nil {
+				return nil, err
+			}
+			mounted.Descriptor.Digest = named
+			return nil, mounted
 		}
 	}
 	if err != nil {

@@ -93,6 +93,21 @@ func mayOrg(r *http.Request, org, action string) error {
 	}
 }
 
+// mayPush checks for the push into a repository. Without any right on it or its org, the answer is that of an org that
+// does not exist.
+func mayPush(r *http.Request, org, repository string) error {
+	claims := hubtoken.FromContext(r.Context())
+	if claims.Subject != "" && claims.Allows(hubtoken.TypeRepository, repository, "push") {
+		return nil
+	}
+	if !claims.Allows(hubtoken.TypeRepository, repository, "pull") {
+		if err := mayOrg(r, org, hubtoken.ActionRead); err != nil {
+			return err
+		}
+	}
+	return deny(r.Context(), org, problem.New(problem.ErrForbidden, "this needs push on the repository %q: ask for the scope repository:%[1]s:pull,push", repository))
+}
+
 // mayManage is mayOrg for what the platform's administrators may do in every org, and its operators read there.
 func mayManage(r *http.Request, org, action string) error {
 	if platform(r, hubtoken.ActionAdmin) || r.Method == http.MethodGet && platform(r, hubtoken.ActionOperator) {

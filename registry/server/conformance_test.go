@@ -247,7 +247,7 @@ func TestConformancePush(t *testing.T) {
 	})
 	t.Run("mount", func(t *testing.T) {
 		to := c.client("acme/mounted")
-		to.bearer = c.hub.bearer("adam", "repository:acme/mounted:pull,push", "repository:acme/push:pull")
+		to.bearer = c.hub.bearer("adam", "repository:acme/mounted:pull,push,delete", "repository:acme/push:pull")
 		c.blob("to be mounted")
 		h := to.want(201, "", "POST", "blobs/uploads/?mount="+dgst("to be mounted")+"&from=acme/push", "")
 		to.want(200, "to be mounted", "GET", h.Get("Location"), "")
@@ -255,6 +255,23 @@ func TestConformancePush(t *testing.T) {
 			t.Error("no session for a blob that is not there")
 		}
 		to.want(202, "", "POST", "blobs/uploads/?mount="+dgst("to be mounted"), "")
+
+		// By a digest of another algorithm, with which the source has it.
+		const strong = "to be mounted, strongly"
+		d := fmt.Sprintf("sha512:%x", sha512.Sum512([]byte(strong)))
+		mount := "blobs/uploads/?mount=" + d + "&from=acme/push"
+		to.want(202, "", "POST", mount, "")
+		location := c.want(202, "", "POST", "blobs/uploads/", "").Get("Location")
+		c.want(201, "", "PUT", withQuery(t, location, "digest", d), strong, octets...)
+		h = to.want(201, "", "POST", mount, "")
+		if h.Get("Docker-Content-Digest") != d || !strings.HasSuffix(h.Get("Location"), "/blobs/"+d) {
+			t.Errorf("headers: %v", h)
+		}
+		to.want(200, strong, "GET", h.Get("Location"), "")
+		to.want(200, strong, "GET", "blobs/"+dgst(strong), "")
+		to.image(v1.Manifest{Layers: []v1.Descriptor{{MediaType: v1.MediaTypeImageLayer, Digest: digest.Digest(d), Size: int64(len(strong))}}}, "strong")
+		to.want(202, "", "DELETE", "blobs/"+d, "")
+		to.want(404, "BLOB_UNKNOWN", "GET", "blobs/"+d, "")
 	})
 	t.Run("sha512", func(t *testing.T) {
 		text := "strong"
@@ -282,6 +299,10 @@ func TestConformancePush(t *testing.T) {
 	t.Run("manifests", func(t *testing.T) {
 		d, text := c.image(v1.Manifest{}, "v1", "v2", "Weird_Tag.1-x")
 		c.want(201, "", "PUT", "manifests/"+d.Digest.String(), text, "Content-Type", v1.MediaTypeImageManifest+"; charset=utf-8")
+		// A manifest may have up to 4 MiB, and be it in one annotation.
+		large, _ := c.image(v1.Manifest{Subject: &d, Annotations: map[string]string{"com.example.large": strings.Repeat("<", 600<<10)}}, "large") // of which JSON makes six times as much
+		c.want(200, "com.example.large", "GET", "manifests/large", "")
+		c.want(200, large.Digest.String(), "GET", "referrers/"+d.Digest.String(), "")
 		missing := v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: digest.FromString("missing"), Size: 7}
 		_, broken := c.image(v1.Manifest{Layers: []v1.Descriptor{missing}})
 		c.want(400, "MANIFEST_BLOB_UNKNOWN", "PUT", "manifests/v3", broken, "Content-Type", v1.MediaTypeImageManifest)
@@ -381,6 +402,29 @@ func TestConformanceDiscovery(t *testing.T) {
 	c.want(202, "", "DELETE", "manifests/"+sbom.Digest.String(), "")
 	if list, _ := referrers(d.Digest, ""); slices.ContainsFunc(list.Manifests, func(m v1.Descriptor) bool { return m.Digest == sbom.Digest }) {
 		t.Error("a deleted referrer is listed")
+	}
+	// No answer is longer than a manifest may be.
+	subject, _ := c.image(v1.Manifest{Annotations: map[string]string{"n": "subject"}}, "subject")
+	want := map[digest.Digest]bool{}
+	for _, n := range []string{"1", "2", "3"} {
+		large, _ := c.image(v1.Manifest{Subject: &subject, Annotations: map[string]string{"n": n, "large": strings.Repeat("x", 3<<20)}}, "large-"+n)
+		want[large.Digest] = true
+	}
+	for query, pages := "", 1; ; pages++ {
+		list, h := referrers(subject.Digest, query)
+		if len(list.Manifests) != 1 {
+			t.Fatalf("%d referrers of 3 MiB at once", len(list.Manifests))
+		}
+		delete(want, list.Manifests[0].Digest)
+		next, _, ok := strings.Cut(strings.TrimPrefix(h.Get("Link"), "<"), ">; rel=\"next\"")
+		if !ok || pages == 3 {
+			if ok || len(want) > 0 {
+				t.Errorf("after %d pages: %d were not listed, Link %q", pages, len(want), h.Get("Link"))
+			}
+			break
+		}
+		_, query, _ = strings.Cut(next, "?")
+		query = "?" + query
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -77,25 +76,7 @@ func childStorage(endpoint string) (gos.Config, error) {
 // startChild starts a registry process and waits until it serves.
 func startChild(t *testing.T, dir, addr, s3URL string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^$") //nolint:noctx // killed by the test, which is its point
-	cmd.Env = append(os.Environ(), childDir+"="+dir, childAddr+"="+addr, childS3+"="+s3URL)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	testenv.Eventually(t, 30*time.Second, func() error {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/.well-known/jwks.json", nil)
-		if err != nil {
-			return err
-		}
-		resp, err := http.DefaultTransport.RoundTrip(req)
-		if err != nil {
-			return err
-		}
-		return resp.Body.Close()
-	})
-	return cmd
+	return testenv.Child(t, addr, nil, childDir+"="+dir, childAddr+"="+addr, childS3+"="+s3URL)
 }
 
 // Killed at random moments under pushes and pulls, the registry keeps every push that it has answered, shows no image that

@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -25,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"cumulet.io/internal/sqldb"
+	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
 	"cumulet.io/registry/hubtoken"
@@ -153,36 +153,9 @@ type tokenAnswer struct {
 	body   string
 }
 
-func (h *hub) do(req *http.Request) (*http.Response, string) {
-	h.t.Helper()
-	resp, err := http.DefaultTransport.RoundTrip(req)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	if err := resp.Body.Close(); err != nil {
-		h.t.Fatal(err)
-	}
-	return resp, string(body)
-}
-
 func (h *hub) request(method, path, body string, header ...string) (*http.Response, string) {
 	h.t.Helper()
-	req, err := http.NewRequestWithContext(context.Background(), method, h.url+path, strings.NewReader(body))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	for i := 0; i+1 < len(header); i += 2 {
-		if header[i] == "Transfer-Encoding" { // chunked: the length is not told
-			req.ContentLength = -1
-			continue
-		}
-		req.Header.Set(header[i], header[i+1])
-	}
-	return h.do(req)
+	return testenv.Request(h.t, method, h.url+path, strings.NewReader(body), header...)
 }
 
 func basic(user, password string) string {

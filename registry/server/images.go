@@ -23,7 +23,7 @@ func (s *Server) imageRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("PUT /v1/rules"+repository, s.handle(s.ofRepository(hubtoken.ActionAdmin, s.putRules)))
 	mux.HandleFunc("POST /v1/retention"+repository, s.handle(s.ofRepository(hubtoken.ActionRead, s.retain)))
 	mux.HandleFunc("GET /v1/images"+repository, s.handle(s.ofRepository(hubtoken.ActionRead, s.getImage)))
-	mux.HandleFunc("POST /v1/images"+repository, s.handle(s.ofRepository(hubtoken.ActionWrite, s.attachFacts)))
+	mux.HandleFunc("POST /v1/images"+repository, s.handle(s.ofRepository(hubtoken.ActionWrite, s.attachFacts))) // by push
 	mux.HandleFunc("DELETE /v1/repositories"+repository, s.handle(s.ofRepository(hubtoken.ActionAdmin, s.deleteRepository)))
 	mux.HandleFunc("GET /v1/orgs/{org}/images", s.handle(s.findImages))
 	mux.HandleFunc("GET /v1/orgs/{org}/layers/{digest}", s.handle(s.layerUsers))
@@ -36,17 +36,23 @@ func imagePrefixes() []string {
 }
 
 // ofRepository checks the caller's right on the org of the repository in the path, and that it is there. Who may pull
-// from it reads it, too.
+// from it reads it, too. To write to it is a push: who may only run instances for the org may not.
 func (s *Server) ofRepository(action string, f func(w http.ResponseWriter, r *http.Request, name string) (any, error)) func(http.ResponseWriter, *http.Request) (any, error) {
 	return func(w http.ResponseWriter, r *http.Request) (any, error) {
 		org, name, err := repositoryName(r)
 		if err != nil {
 			return nil, err
 		}
-		if action != hubtoken.ActionRead || !hubtoken.FromContext(r.Context()).Allows(hubtoken.TypeRepository, name, "pull") {
-			if err := mayOrg(r, org, action); err != nil {
-				return nil, err
-			}
+		claims := hubtoken.FromContext(r.Context())
+		switch {
+		case action == hubtoken.ActionRead && claims.Allows(hubtoken.TypeRepository, name, "pull"):
+		case action == hubtoken.ActionWrite:
+			err = mayPush(r, org, name)
+		default:
+			err = mayOrg(r, org, action)
+		}
+		if err != nil {
+			return nil, err
 		}
 		if _, err := s.directory.Repository(r.Context(), name); err != nil {
 			return nil, err
@@ -169,7 +175,7 @@ func (s *Server) getImage(_ http.ResponseWriter, r *http.Request, name string) (
 	if out.Facts, err = s.index.FactsOf(ctx, name, dgst); err != nil {
 		return nil, err
 	}
-	out.Referrers, err = s.index.Referrers(ctx, name, dgst, "", "", index.MaxPage)
+	out.Referrers, _, err = s.index.Referrers(ctx, name, dgst, "", "", index.MaxPage)
 	return out, err
 }
 
@@ -272,7 +278,7 @@ func (s *Server) layerUsers(_ http.ResponseWriter, r *http.Request) (any, error)
 	return pagedImages(images, limit), nil
 }
 
-// usage is what an org's images take beside what they may.
+// usage is what an org's images, files and charts take beside what they may.
 type usage struct {
 	Bytes int64          `json:"bytes"`
 	Quota registry.Quota `json:"quota"`
@@ -287,6 +293,13 @@ func (s *Server) usage(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	used, err := s.index.Used(r.Context(), org)
-	return usage{used, quota}, err
+	out := usage{Quota: quota}
+	for _, used := range []func(context.Context, string) (int64, error){s.index.Used, s.files.Usage, s.charts.Usage} {
+		n, err := used(r.Context(), org)
+		if err != nil {
+			return nil, err
+		}
+		out.Bytes += n
+	}
+	return out, nil
 }

@@ -2,16 +2,22 @@ package server_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"cumulet.io/internal/problem"
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
 	"cumulet.io/registry/server"
@@ -125,7 +131,12 @@ func TestImagesAPI(t *testing.T) {
 
 	t.Run("facts", func(t *testing.T) {
 		attach := "/v1/images" + app + "?reference=v1"
-		ask(403, nil, reader, "POST", attach, `{"kind":"test","facts":{"name":"unit","result":"passed"}}`)
+		// Who runs the org's instances does not say what is known of its images.
+		for _, bearer := range []string{reader, puller, writer, admin, h.bearer("node-agent", "platform:*:node"), h.bearer("platform-auditor", "platform:*:operator")} {
+			ask(403, nil, bearer, "POST", attach, `{"kind":"test","facts":{"name":"unit","result":"passed"}}`)
+		}
+		ask(404, nil, h.bearer("boris", "org:beta:admin"), "POST", attach, `{"kind":"test","facts":{"name":"unit","result":"passed"}}`)
+		writer := h.bearer("wendy", "repository:acme/team/app:push")
 		ask(400, nil, writer, "POST", attach, `{"kind":"test","facts":{"name":"unit","result":"great"}}`)
 		ask(400, nil, writer, "POST", attach, `{"kind":"gossip","facts":{"a":"b"}}`)
 		ask(400, nil, writer, "POST", attach, `{"kind":"build","facts":{"BY":"ci"}}`)
@@ -235,10 +246,35 @@ func TestQuota(t *testing.T) {
 		t.Errorf("a layer that two repositories share counts once: %d bytes", usage.Bytes)
 	}
 	ask(404, nil, h.bearer("boris", "org:beta:read"), "GET", "/v1/orgs/acme/usage", "")
+	if resp, text := h.request("PUT", "/files/acme/one/-/1/notes.txt", "some notes", "Authorization", c.bearer); resp.StatusCode != http.StatusCreated {
+		t.Errorf("file: %d %s", resp.StatusCode, text)
+	}
+	images := usage.Bytes
+	ask(200, &usage, h.bearer("rita", "org:acme:read"), "GET", "/v1/orgs/acme/usage", "")
+	if usage.Bytes != images+10 {
+		t.Errorf("usage with a file of 10 bytes is %d, without %d", usage.Bytes, images)
+	}
+	if resp, text := h.request("DELETE", "/files/acme/one/-/1/notes.txt", "", "Authorization", c.bearer); resp.StatusCode != http.StatusNoContent {
+		t.Errorf("file: %d %s", resp.StatusCode, text)
+	}
+	usage.Bytes = images
 	third := h.client("acme/three")
 	third.want(403, "may have 2 repositories", "POST", "blobs/uploads/", "")
 	_, whole := c.image(v1.Manifest{Layers: []v1.Descriptor{c.blob(strings.Repeat("a", 2000))}})
 	third.want(403, "may have 2 repositories", "PUT", "manifests/v1", whole, "Content-Type", v1.MediaTypeImageManifest)
+	for _, push := range [][]string{
+		{"PUT", "/files/acme/three/-/1/notes.txt", "text"},
+		{"POST", "/files/acme/three/-/1/notes.txt", "", "Tus-Resumable", "1.0.0", "Upload-Length", "4"},
+		{"POST", "/charts/api/acme/three/charts", chartArchive(t, "note", "1.0.0"), "Content-Type", "application/gzip"},
+	} {
+		resp, text := h.request(push[0], push[1], push[2], append([]string{"Authorization", third.bearer}, push[3:]...)...)
+		if resp.StatusCode != http.StatusTooManyRequests || !strings.Contains(text, "may have 2 repositories") {
+			t.Errorf("%s %s: %d %s", push[0], push[1], resp.StatusCode, text)
+		}
+	}
+	if _, err := h.Directory().Repository(t.Context(), "acme/three"); !errors.Is(err, problem.ErrNotFound) {
+		t.Errorf("a repository above the quota: %v", err)
+	}
 	octets := []string{"Content-Type", "application/octet-stream"}
 	big := strings.Repeat("b", 2000)
 	location := c.want(202, "", "POST", "blobs/uploads/", "").Get("Location")
@@ -252,13 +288,13 @@ func TestQuota(t *testing.T) {
 	c.want(403, "DENIED", "POST", "blobs/uploads/", "")
 	_, text := c.image(v1.Manifest{Layers: []v1.Descriptor{first}, Config: v1.Descriptor{MediaType: "x", Digest: first.Digest, Size: 1}})
 	c.want(400, "MANIFEST_BLOB_UNKNOWN", "PUT", "manifests/v2", text, "Content-Type", v1.MediaTypeImageManifest)
-	var states []string
+	states := map[string]string{} // one of images and one of files, however often it was told
 	for _, e := range h.pushed() {
 		if e.Type == registry.EventQuota {
-			states = append(states, e.Org+" "+e.Data["state"])
+			states[e.ID] = e.Org + " " + e.Data["state"]
 		}
 	}
-	if fmt.Sprint(states) != "[acme refused]" {
+	if got := slices.Collect(maps.Values(states)); fmt.Sprint(got) != "[acme refused acme refused]" {
 		t.Errorf("quota events: %v", states)
 	}
 	// Deleting makes room at once.
@@ -270,6 +306,42 @@ func TestQuota(t *testing.T) {
 	audit, err := h.Directory().AuditLog(t.Context(), directory.AuditFilter{Org: "acme", Action: "manifest", Limit: 10})
 	if err != nil || !strings.Contains(fmt.Sprint(audit), "manifest.delete") {
 		t.Errorf("audit: %v, %v", audit, err)
+	}
+}
+
+// A manifest that is deleted while it is pushed is there whole afterwards, or is not: whoever was told that it is stored
+// finds it. So it is of its repository.
+func TestDeleteBesidePush(t *testing.T) {
+	h := startHub(t)
+	c := h.client("acme/contended")
+	admin := h.bearer("adam", "org:acme:admin")
+	c.image(v1.Manifest{}, "keep")
+	texts := map[string]string{}
+	for i := range 60 {
+		d, text := c.image(v1.Manifest{Annotations: map[string]string{"n": strconv.Itoa(i)}})
+		texts["manifests/"+d.Digest.String()] = text
+		path := "manifests/" + d.Digest.String()
+		put := func() { c.ask("PUT", path, text, "Content-Type", v1.MediaTypeImageManifest) }
+		put()
+		var wg sync.WaitGroup
+		wg.Go(put)
+		wg.Go(func() {
+			if i%10 == 9 {
+				h.request("DELETE", "/v1/repositories/acme/contended", "", "Authorization", admin)
+				return
+			}
+			c.ask("DELETE", path, "")
+		})
+		wg.Wait()
+	}
+	done, err := h.Images().Reindex(t.Context())
+	if err != nil || done.Dropped != 0 || done.Manifests != 0 {
+		t.Errorf("rows without content, or content without a row: %+v, %v", done, err)
+	}
+	for path, text := range texts {
+		if resp, got := c.ask("GET", path, ""); resp.StatusCode != http.StatusNotFound && got != text {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, got)
+		}
 	}
 }
 

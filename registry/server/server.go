@@ -67,6 +67,8 @@ type Config struct {
 	Quota registry.Quota
 	// AuditRetention is how long audit entries are kept; 0 is a year.
 	AuditRetention time.Duration
+	// GroupsFor is how long after a login what a provider's groups gave stays; 0 is for ever.
+	GroupsFor time.Duration
 	// TrustedProxies are the networks of proxies whose X-Forwarded-For tells a client's address, for the throttle of
 	// guesses and the audit log.
 	TrustedProxies []netip.Prefix
@@ -137,7 +139,7 @@ func open(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	outbox := &lateOutbox{}
 	if s.directory, err = directory.Open(ctx, cfg.DB, directory.Config{Cost: cfg.HashCost, Quota: cfg.Quota,
-		AuditRetention: cfg.AuditRetention, Outbox: outbox, Logger: cfg.Logger}); err != nil {
+		AuditRetention: cfg.AuditRetention, GroupsFor: cfg.GroupsFor, Outbox: outbox, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
 	s.webhooks, err = webhook.New(ctx, webhook.Config{DB: cfg.DB, KeyFile: filepath.Join(cfg.Dir, "keys", "webhook-secrets"), PublicURL: base,
@@ -303,10 +305,13 @@ func (s *Server) Tokens() *token.Service { return s.tokens }
 // RotateKeys replaces the signing key now. Live tokens stay valid until they expire.
 func (s *Server) RotateKeys() error { return s.keys.Rotate() }
 
-// Check tells whether the registry can serve: its database and the storage's tracker answer.
+// Check tells whether the registry can serve: its database answers, and the storage's tracker, where there is no replica
+// of it. A node that has one serves pulls without its tracker: to take it out of service would end them.
 func (s *Server) Check(ctx context.Context) error {
-	if err := s.storage.Check(ctx); err != nil {
-		return err
+	if s.cfg.Storage.Replica == nil {
+		if err := s.storage.Check(ctx); err != nil {
+			return err
+		}
 	}
 	if err := s.cfg.DB.PingContext(ctx); err != nil {
 		return fmt.Errorf("registry database: %w", err)

@@ -23,6 +23,7 @@ import (
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb"
+	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
 	"cumulet.io/registry/directory"
@@ -41,15 +42,7 @@ var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustPa
 // openDB opens a database with the org acme, whose owner is root, and beta.
 func openDB(t testing.TB, dsn string) *sqldb.DB {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	db := sqldbtest.Open(t, dsn)
 	d, err := directory.Open(t.Context(), db, directory.Config{Cost: directory.HashCost{MemoryKiB: 64, Passes: 1}})
 	if err != nil {
 		t.Fatal(err)
@@ -67,13 +60,12 @@ func openDB(t testing.TB, dsn string) *sqldb.DB {
 }
 
 func sqlite(t testing.TB) *sqldb.DB {
-	return openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "registry.db"))
+	return openDB(t, sqldbtest.SQLite(t))
 }
 
 // eachDialect runs f on SQLite and PostgreSQL.
 func eachDialect(t *testing.T, f func(t *testing.T, db *sqldb.DB)) {
-	t.Run("sqlite", func(t *testing.T) { f(t, sqlite(t)) })
-	t.Run("postgres", func(t *testing.T) { f(t, openDB(t, testenv.Postgres(t))) })
+	sqldbtest.Each(t, func(t *testing.T, empty func(t testing.TB) string) { f(t, openDB(t, empty(t))) })
 }
 
 var keyDirs sync.Map

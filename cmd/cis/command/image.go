@@ -15,6 +15,7 @@ import (
 	"cumulet.io/cmd/cis/output"
 	"cumulet.io/internal/problem"
 	"cumulet.io/registry"
+	"cumulet.io/registry/hubtoken"
 	"cumulet.io/registry/index"
 )
 
@@ -54,9 +55,9 @@ func (a *app) splitImage(host, text string) (repository, reference string, err e
 	return name, reference, nil
 }
 
-// ofImage opens the API and gives the path of what is known of the image.
-func (a *app) ofImage(text string) (api *registryAPI, path string, err error) {
-	api, s, err := a.registry()
+// ofImage opens the API, with a token for actions on the image's repository, and gives the path of what is known of it.
+func (a *app) ofImage(text, actions string) (api *registryAPI, path string, err error) {
+	s, err := a.open()
 	if err != nil {
 		return nil, "", err
 	}
@@ -68,6 +69,7 @@ func (a *app) ofImage(text string) (api *registryAPI, path string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
+	api = &registryAPI{s.Endpoints.Registry, s.Source(hubtoken.AudienceRegistry, "repository:"+name+":"+actions)}
 	return api, "/v1/images/" + name + "?reference=" + url.QueryEscape(reference), nil
 }
 
@@ -85,7 +87,7 @@ func (a *app) imageShow() *cobra.Command {
 		Example: "  cis image show demo/hello:1\n  cis image show demo/hello@sha256:… -o json",
 		Args:    usage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			api, path, err := a.ofImage(args[0])
+			api, path, err := a.ofImage(args[0], "pull")
 			if err != nil {
 				return err
 			}
@@ -244,7 +246,7 @@ func (a *app) imageAttach() *cobra.Command {
 		Example: "  cis image attach demo/hello:1 --kind test --fact name=unit --fact result=passed\n  cis image attach demo/hello:1 --kind build --fact by=ci --fact source=https://git.example/hello",
 		Args:    usage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			api, path, err := a.ofImage(args[0])
+			api, path, err := a.ofImage(args[0], "pull,push")
 			if err != nil {
 				return err
 			}

@@ -257,7 +257,7 @@ func Default() *Config {
 		Tracing:  Tracing{SampleRatio: 0.1},
 		Node:     Node{Name: "cumulet-0", Region: "local", Address: "127.0.0.1"},
 		Registry: Registry{Listen: "127.0.0.1:5000", AdminUser: "admin", AdminOrg: "demo", TokenTTL: 5 * time.Minute,
-			People: People{AuditDays: 365}},
+			People: People{AuditDays: 365, GroupDays: 30}},
 		Control: Control{Listen: "127.0.0.1:8440", Engine: "cri", KeepEndedDays: 62,
 			CRI:       CRI{Bridge: "cumulet0", Subnet: "10.98.0.0/20", Kata: Kata{Hypervisor: "qemu"}},
 			Collector: Collector{KeepMiB: 50}},

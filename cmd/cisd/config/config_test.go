@@ -92,6 +92,7 @@ func TestLoad(t *testing.T) {
 		{name: "a credential elsewhere", yaml: "logs: {elasticsearch: {writeUser: ../../etc/passwd}}", want: "logs.elasticsearch.writeUser: must be a name"},
 		{name: "one user for both", yaml: "logs: {elasticsearch: {writeUser: a, readUser: a}}", want: "logs.elasticsearch.readUser: must be another user"},
 		{name: "a resolver by name", yaml: "kubelet: {clusterDNS: [dns.local]}", want: "kubelet.clusterDNS[0]: must be an IP address"},
+		{name: "groups", yaml: "registry: {groupDays: -1}", want: "registry.groupDays: must be 0 (for ever) or more"},
 		{name: "half a key pair", yaml: "kubelet: {certFile: a}", want: "kubelet.certFile: goes with kubelet.keyFile"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -18,6 +18,8 @@ type People struct {
 	TrustedProxies []string `yaml:"trustedProxies"`
 	// AuditDays is how long audit entries are kept.
 	AuditDays int `yaml:"auditDays"`
+	// GroupDays is how long after a login by browser what a provider's groups gave stays; 0 is for ever.
+	GroupDays int `yaml:"groupDays"`
 	// Quota is of orgs that have none of their own.
 	Quota RegistryQuota `yaml:"quota"`
 	// OIDC are the OpenID providers with which people log in.
@@ -115,6 +117,9 @@ func (p People) check(bad func(key, format string, args ...any)) {
 	}
 	if p.AuditDays < 1 {
 		bad("registry.auditDays", "must be at least 1, not %d", p.AuditDays)
+	}
+	if p.GroupDays < 0 {
+		bad("registry.groupDays", "must be 0 (for ever) or more, not %d", p.GroupDays)
 	}
 	if p.Quota.GiB < 0 || p.Quota.Repositories < 0 {
 		bad("registry.quota", "must be 0 (no bound) or more")

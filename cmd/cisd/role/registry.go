@@ -55,6 +55,7 @@ func (p *process) registry(ctx context.Context) ([]part, error) {
 		WebhookNetworks: networks,
 		TrustedProxies:  proxies,
 		AuditRetention:  time.Duration(c.AuditDays) * 24 * time.Hour,
+		GroupsFor:       time.Duration(c.GroupDays) * 24 * time.Hour,
 		Quota:           registry.Quota{Bytes: c.Quota.GiB << 30, Repositories: c.Quota.Repositories},
 		OIDC:            providers,
 		Logger:          p.log.With("role", Registry),

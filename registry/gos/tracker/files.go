@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -232,35 +233,53 @@ func (t *Tracker) Delete(ctx context.Context, path string) error {
 				return err
 			}
 		}
-		from, to := below(path)
-		where := ` path = ? OR (path` + t.bytewise + ` >= ? AND path` + t.bytewise + ` < ?)`
-		var paths []string
-		scan := func(rows *sql.Rows) error {
-			var p string
-			err := rows.Scan(&p)
-			paths = append(paths, p)
-			return err
+		found, err := x.deleteBelow(ctx, path)
+		if err == nil && found == 0 {
+			err = errNotFound
 		}
-		if err := t.rows(ctx, x, scan, `SELECT path FROM gos_files WHERE`+where, path, from, to); err != nil {
-			return err
-		}
-		for _, p := range paths {
-			if err := x.dropFile(ctx, p, true); err != nil {
-				return err
-			}
-		}
-		files := len(paths)
-		if err := t.rows(ctx, x, scan, `SELECT DISTINCT path FROM gos_segments WHERE`+where, path, from, to); err != nil {
-			return err
-		}
-		for _, p := range paths[files:] {
-			if _, err := x.dropSegments(ctx, p); err != nil {
-				return err
-			}
-		}
-		if len(paths) == 0 {
-			return errNotFound
-		}
-		return nil
+		return err
 	})
+}
+
+// deleteBelow removes a file and all that is below a directory of its name, and tells how much it was. A repository of
+// many tags is no more than a few statements for each thousand of its files.
+func (x *tx) deleteBelow(ctx context.Context, path string) (found int, err error) {
+	from, to := below(path)
+	var garbage []Object
+	var gone []string
+	where := ` WHERE path = ? OR (path` + x.t.bytewise + ` >= ? AND path` + x.t.bytewise + ` < ?)`
+	for _, statement := range []string{
+		`DELETE FROM gos_files` + where + ` RETURNING path, region, object, seq`,
+		`DELETE FROM gos_segments` + where + ` RETURNING path, region, object, 0`,
+	} {
+		if err := x.t.rows(ctx, x, func(rows *sql.Rows) error {
+			var o Object
+			var name string
+			var seq int64
+			if err := rows.Scan(&name, &o.Region, &o.Key, &seq); err != nil {
+				return err
+			}
+			found++
+			if o.Key != "" {
+				garbage = append(garbage, o)
+			}
+			if seq > 0 {
+				gone = append(gone, name)
+			}
+			return nil
+		}, statement, path, from, to); err != nil {
+			return 0, err
+		}
+	}
+	for _, o := range garbage {
+		if err := x.discard(ctx, o, x.t.nowMillis()); err != nil {
+			return 0, err
+		}
+	}
+	for some := range slices.Chunk(gone, 200) {
+		if err := x.allGone(ctx, "file", some); err != nil {
+			return 0, err
+		}
+	}
+	return found, nil
 }

@@ -12,6 +12,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -214,11 +215,20 @@ func (x *tx) next(ctx context.Context) (int64, error) {
 
 // gone records a removal for replicas.
 func (x *tx) gone(ctx context.Context, kind, name string) error {
-	seq, err := x.next(ctx)
-	if err != nil {
+	return x.allGone(ctx, kind, []string{name})
+}
+
+// allGone records removals for replicas, with one statement.
+func (x *tx) allGone(ctx context.Context, kind string, names []string) error {
+	var last int64
+	if err := x.row(ctx, `UPDATE gos_sequence SET last = last + ? WHERE id = 1 RETURNING last`, len(names)).Scan(&last); err != nil {
 		return err
 	}
-	_, err = x.exec(ctx, `INSERT INTO gos_gone (seq, kind, name, at) VALUES (?, ?, ?, ?)`, seq, kind, name, x.t.nowMillis())
+	at, args := x.t.nowMillis(), make([]any, 0, 4*len(names))
+	for i, name := range names {
+		args = append(args, last-int64(len(names)-1-i), kind, name, at)
+	}
+	_, err := x.exec(ctx, `INSERT INTO gos_gone (seq, kind, name, at) VALUES (?, ?, ?, ?)`+strings.Repeat(`, (?, ?, ?, ?)`, len(names)-1), args...)
 	return err
 }
 

@@ -230,7 +230,7 @@ func TestReplica(t *testing.T) {
 			for {
 				at, err := replica.Position(ctx)
 				ok(t, err)
-				changes, next, anew, err := tr.Changes(ctx, at, 2)
+				changes, next, anew, err := tr.Changes(ctx, at, 50)
 				ok(t, err)
 				if anew {
 					ok(t, replica.Reset(ctx))
@@ -265,6 +265,33 @@ func TestReplica(t *testing.T) {
 			t.Errorf("blob: %+v, %v", b, err)
 		}
 		ok(t, tr.Delete(ctx, tag))
+		// A directory goes with all that is below it, and nothing beside it.
+		const many = 450
+		for i := range many {
+			ok(t, tr.PutFile(ctx, fmt.Sprintf("/many/%d/link", i), []byte("x")))
+		}
+		ok(t, tr.PutFile(ctx, "/many0", []byte("x")))
+		part := tracker.Object{Region: "a", Key: "part"}
+		ok(t, tr.Intend(ctx, part, tr.Now().Add(time.Hour)))
+		ok(t, tr.AddSegment(ctx, "/many/data", tracker.Segment{Object: part, Size: 4}))
+		sync()
+		ok(t, tr.Delete(ctx, "/many"))
+		if err := tr.Delete(ctx, "/many"); !errors.Is(err, problem.ErrNotFound) {
+			t.Errorf("deleted twice: %v", err)
+		}
+		sync()
+		for _, each := range []*tracker.Tracker{tr, replica} {
+			if files, err := each.List(ctx, "/many"); err != nil || len(files) > 0 {
+				t.Errorf("%d files of a deleted directory, %v", len(files), err)
+			}
+			if f, err := each.Read(ctx, "/many0"); err != nil || string(f.Content) != "x" {
+				t.Errorf("beside: %+v, %v", f, err)
+			}
+		}
+		c.advance(time.Second)
+		if doomed, err := tr.Doom(ctx, "a", 10); err != nil || !slices.Equal(keys(doomed), []string{part.Key}) {
+			t.Errorf("garbage of a deleted upload: %v, %v", doomed, err)
+		}
 		c.advance(2 * lease)
 		_, err := tr.Mark(ctx)
 		ok(t, err)
