@@ -24,7 +24,7 @@ import (
 // status that the platform wrote in its order, and the events that it has. Both are timed from the first create until every pod
 // is Ready. The sides take turns; the ratio is of their medians.
 func BenchmarkVirtualNode(b *testing.B) {
-	const n, workers, rounds = 500, 16, 3
+	const n, workers, rounds = 500, 16, 7
 	p := platform.Start(b, platform.Options{Kubernetes: true, Engine: "memory", Set: []string{"log.level=info", "kubelet.clusterDNS=[127.0.0.1]"}})
 	cs := kubeClient(b, p.Kubeconfig)
 	ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
