@@ -29,12 +29,12 @@ func (s *started) service(ctx context.Context) (*client.Client, error) {
 }
 
 // instancesMany makes n instances, eight creates at a time, with what a pod of the benchmark has.
-func (s *started) instancesMany(ctx context.Context, service *client.Client, class string, n int) error {
+func (s *started) instancesMany(ctx context.Context, service *client.Client, name, class string, n int) error {
 	var group errgroup.Group
 	group.SetLimit(8)
 	for i := range n {
 		group.Go(func() error {
-			o := pod(fmt.Sprintf("many-%s-%d", class, i), s.image, class, "stamp")
+			o := pod(fmt.Sprintf("%s-%d", name, i), s.image, class, "stamp")
 			c := o.Spec.Containers[0]
 			_, _, err := service.Create(ctx, org, cis.CreateRequest{Key: o.Name, Spec: cis.Spec{
 				Name: o.Name, Sandbox: cis.SandboxClass(class), GraceSeconds: o.Spec.TerminationGracePeriodSeconds,
