@@ -37,6 +37,8 @@ const MediaType = "application/gzip"
 type Space interface {
 	// Room tells how many bytes may be stored in a repository; ErrExhausted when length is more.
 	Room(ctx context.Context, repository string, length int64) (int64, error)
+	// Within gives what a transaction ends with that has stored something; ErrExhausted when that was too much.
+	Within(ctx context.Context, repository string) (func(context.Context, *sql.Tx) error, error)
 	// Hold stores content under an owner's name that was never used before, for a row to claim.
 	Hold(ctx context.Context, owner string, src io.Reader) (*files.Content, error)
 	// Garbage has content that a row held released when the transaction is committed; Collect does it soon.
@@ -139,8 +141,13 @@ func (s *Store) Prov(ctx context.Context, repository, name, version string) ([]b
 
 // Usage is how many bytes an org's charts take; equal content counts once.
 func (s *Store) Usage(ctx context.Context, org string) (int64, error) {
+	return s.UsageIn(ctx, s.cfg.DB, org)
+}
+
+// UsageIn is Usage as a transaction has it.
+func (s *Store) UsageIn(ctx context.Context, db rowQuerier, org string) (int64, error) {
 	var n sql.NullInt64
-	err := s.cfg.DB.QueryRowContext(ctx, s.cfg.DB.Q(`SELECT CAST(sum(size) AS BIGINT) FROM (SELECT digest, max(size) AS size FROM registry_charts WHERE org = ? GROUP BY digest) AS each`), org).Scan(&n)
+	err := db.QueryRowContext(ctx, s.cfg.DB.Q(`SELECT CAST(sum(size) AS BIGINT) FROM (SELECT digest, max(size) AS size FROM registry_charts WHERE org = ? GROUP BY digest) AS each`), org).Scan(&n)
 	if err != nil {
 		return 0, fmt.Errorf("count charts: %w", err)
 	}
@@ -254,6 +261,10 @@ func (s *Store) commit(ctx context.Context, u Upload, c *Chart, held *files.Cont
 	if err != nil {
 		return nil, fmt.Errorf("store chart: %w", err)
 	}
+	within, err := s.cfg.Space.Within(ctx, u.Repository)
+	if err != nil {
+		return nil, err
+	}
 	err = s.cfg.DB.InTx(ctx, func(tx *sql.Tx) error {
 		there = nil
 		if err := s.bump(ctx, tx, u.Repository, c.Name); err != nil {
@@ -267,7 +278,10 @@ func (s *Store) commit(ctx context.Context, u Upload, c *Chart, held *files.Cont
 		case errors.Is(err, problem.ErrNotFound):
 			_, err := tx.ExecContext(ctx, s.cfg.DB.Q(`INSERT INTO registry_charts (repository, name, version, org, digest, size, entry, prov, owner, created, created_by)
 				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`), u.Repository, c.Name, c.Version, org, c.sum(), c.Size, string(entry), string(u.Prov), c.owner, c.Created.UnixNano(), u.Account)
-			return err
+			if err != nil {
+				return err
+			}
+			return within(ctx, tx)
 		case err != nil:
 			return err
 		case old.Digest == c.Digest:
@@ -283,6 +297,9 @@ func (s *Store) commit(ctx context.Context, u Upload, c *Chart, held *files.Cont
 		}
 		if _, err := tx.ExecContext(ctx, s.cfg.DB.Q(`UPDATE registry_charts SET digest = ?, size = ?, entry = ?, prov = ?, owner = ?, created = ?, created_by = ?
 			WHERE repository = ? AND name = ? AND version = ?`), c.sum(), c.Size, string(entry), string(u.Prov), c.owner, c.Created.UnixNano(), u.Account, u.Repository, c.Name, c.Version); err != nil {
+			return err
+		}
+		if err := within(ctx, tx); err != nil {
 			return err
 		}
 		return s.cfg.Space.Garbage(ctx, tx, old.owner, old.sum())

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -320,7 +321,7 @@ func (q quota) Quota(context.Context, string) (registry.Quota, error) {
 func TestQuota(t *testing.T) {
 	f := startSQLite(t, func(c *Config) {
 		c.Quotas = quota(100)
-		c.Usage = func(context.Context, string) (int64, error) { return 40, nil }
+		c.Usage = func(context.Context, RowQuerier, string) (int64, error) { return 40, nil }
 	})
 	f.want(201, "PUT", "/files/acme/tools/-/1/a", strings.Repeat("x", 50))
 	f.want(429, "PUT", "/files/acme/tools/-/1/b", strings.Repeat("y", 11))
@@ -333,6 +334,42 @@ func TestQuota(t *testing.T) {
 		t.Errorf("%s", got)
 	}
 }
+
+// Of uploads at once, each of which began while there was room, those have it that are there first.
+func TestQuotaOfUploadsAtOnce(t *testing.T) {
+	sqldbtest.Each(t, func(t *testing.T, empty func(testing.TB) string) {
+		f := start(t, empty(t), func(c *Config) { c.Quotas = quota(100) })
+		const uploads = 6
+		var began, done sync.WaitGroup
+		began.Add(uploads)
+		var stored, refused atomic.Int32
+		for i := range uploads {
+			done.Go(func() {
+				content := io.MultiReader(readerFunc(func([]byte) (int, error) { began.Done(); began.Wait(); return 0, io.EOF }), strings.NewReader(strings.Repeat(fmt.Sprint(i), 40)))
+				_, _, err := f.Store.Store(t.Context(), Put{Repository: "acme/tools", Path: fmt.Sprint("f", i), Version: "1", Length: 40, Account: "ann"}, content)
+				switch {
+				case err == nil:
+					stored.Add(1)
+				case errors.Is(err, problem.ErrExhausted):
+					refused.Add(1)
+				default:
+					t.Error(err)
+				}
+			})
+		}
+		done.Wait()
+		if n, err := f.Usage(t.Context(), "acme"); err != nil || n != 80 || stored.Load() != 2 || refused.Load() != uploads-2 {
+			t.Errorf("%d bytes of 100, %d stored, %d refused: %v", n, stored.Load(), refused.Load(), err)
+		}
+		if n := f.stored(); n != 2 {
+			t.Errorf("%d contents", n)
+		}
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func TestDenied(t *testing.T) {
 	f := startSQLite(t)

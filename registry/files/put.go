@@ -2,6 +2,7 @@ package files
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"cumulet.io/internal/problem"
+	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
 )
 
@@ -93,6 +95,9 @@ func (s *Store) finish(ctx context.Context, p Put, c *Content) (*File, bool, err
 		CreatedAt: s.cfg.Now().UTC(), CreatedBy: p.Account}
 	made, err := s.commit(ctx, f, c, p.Replace)
 	if err != nil {
+		if errors.Is(err, problem.ErrExhausted) {
+			s.announceQuota(ctx, p.Repository)
+		}
 		c.Drop(ctx)
 		return nil, false, err
 	}
@@ -138,37 +143,70 @@ func (s *Store) Room(ctx context.Context, repository string, length int64) (int6
 		}
 		return 0, err
 	}
-	if s.cfg.Quotas == nil {
-		return s.cfg.MaxBytes, nil
+	org, bound, err := s.bound(ctx, repository)
+	if err != nil || bound == 0 {
+		return s.cfg.MaxBytes, err
 	}
-	org, err := registry.SplitRepository("repository", repository)
+	used, err := s.used(ctx, s.cfg.DB, org)
 	if err != nil {
 		return 0, err
 	}
-	q, err := s.cfg.Quotas.Quota(ctx, org)
-	if err != nil {
-		return 0, fmt.Errorf("read quota: %w", err)
-	}
-	if q.Bytes == 0 {
-		return s.cfg.MaxBytes, nil
-	}
-	used, err := s.Usage(ctx, org)
-	if err != nil {
-		return 0, err
-	}
-	if s.cfg.Usage != nil {
-		more, err := s.cfg.Usage(ctx, org)
-		if err != nil {
-			return 0, fmt.Errorf("read usage: %w", err)
-		}
-		used += more
-	}
-	left := q.Bytes - used
+	left := bound - used
 	if left <= 0 || length > left {
 		s.announceQuota(ctx, repository)
 		return 0, noRoom(repository)
 	}
 	return left, nil
+}
+
+// bound is how many bytes the org of a repository may store; 0 is no bound.
+func (s *Store) bound(ctx context.Context, repository string) (org string, bytes int64, err error) {
+	org, err = registry.SplitRepository("repository", repository)
+	if err != nil || s.cfg.Quotas == nil {
+		return org, 0, err
+	}
+	q, err := s.cfg.Quotas.Quota(ctx, org)
+	if err != nil {
+		return org, 0, fmt.Errorf("read quota: %w", err)
+	}
+	return org, q.Bytes, nil
+}
+
+// used is what an org stores, files and all.
+func (s *Store) used(ctx context.Context, db RowQuerier, org string) (int64, error) {
+	n, err := s.usageIn(ctx, db, org)
+	if err != nil || s.cfg.Usage == nil {
+		return n, err
+	}
+	more, err := s.cfg.Usage(ctx, db, org)
+	if err != nil {
+		return 0, fmt.Errorf("read usage: %w", err)
+	}
+	return n + more, nil
+}
+
+// Within gives what a transaction ends with that has stored something in a repository. It is ErrExhausted when the org has
+// more than it may then, of which Room knew nothing: of several that store at once each waits here for those before it.
+func (s *Store) Within(ctx context.Context, repository string) (func(context.Context, *sql.Tx) error, error) {
+	org, bound, err := s.bound(ctx, repository)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, tx *sql.Tx) error {
+		if bound == 0 {
+			return nil
+		}
+		if s.cfg.DB.Dialect == sqldb.Postgres { // on SQLite there is one writer at a time
+			if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, "registry quota of "+org); err != nil {
+				return fmt.Errorf("lock quota: %w", err)
+			}
+		}
+		used, err := s.used(ctx, tx, org)
+		if err == nil && used > bound {
+			err = noRoom(repository)
+		}
+		return err
+	}, nil
 }
 
 // announceQuota tells that an org was refused for its quota: once in an hour, by the event's id.

@@ -33,15 +33,21 @@ type Directory interface {
 	MayPush(ctx context.Context, repository string) error
 }
 
+// RowQuerier is a database or a transaction.
+type RowQuerier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
 // Config is for New. DB, Blobs and Directory are required.
 type Config struct {
 	// DB stays the caller's to close.
 	DB        *sqldb.DB
 	Blobs     Blobs
 	Directory Directory
-	// Quotas bounds what an org stores; nil is no bound. Usage tells what it stores besides files; nil is nothing.
+	// Quotas bounds what an org stores; nil is no bound. Usage tells what it stores besides files, as db has it, which is a
+	// transaction where one is under way; nil is nothing.
 	Quotas registry.Quotas
-	Usage  func(ctx context.Context, org string) (int64, error)
+	Usage  func(ctx context.Context, db RowQuerier, org string) (int64, error)
 	// Outbox is told of pushes, pulls and deletions; nil is nobody.
 	Outbox registry.Outbox
 	// MaxBytes is the largest file; 0 is 100 GiB.
@@ -165,8 +171,12 @@ func (s *Store) List(ctx context.Context, repository string, f Filter) ([]File, 
 
 // Usage is how many bytes an org's files take; equal content counts once.
 func (s *Store) Usage(ctx context.Context, org string) (int64, error) {
+	return s.usageIn(ctx, s.cfg.DB, org)
+}
+
+func (s *Store) usageIn(ctx context.Context, db RowQuerier, org string) (int64, error) {
 	var n sql.NullInt64
-	err := s.cfg.DB.QueryRowContext(ctx, s.cfg.DB.Q(`SELECT CAST(sum(size) AS BIGINT) FROM (SELECT digest, max(size) AS size FROM registry_files WHERE org = ? GROUP BY digest) AS each`), org).Scan(&n)
+	err := db.QueryRowContext(ctx, s.cfg.DB.Q(`SELECT CAST(sum(size) AS BIGINT) FROM (SELECT digest, max(size) AS size FROM registry_files WHERE org = ? GROUP BY digest) AS each`), org).Scan(&n)
 	if err != nil {
 		return 0, fmt.Errorf("count files: %w", err)
 	}
@@ -188,6 +198,10 @@ func newOwner() (string, error) {
 // another one there is ErrConflict, the same content is kept as it is. made tells whether the file is new or changed.
 func (s *Store) commit(ctx context.Context, f File, c *Content, replace string) (made bool, err error) {
 	org, err := registry.SplitRepository("repository", f.Repository)
+	if err != nil {
+		return false, err
+	}
+	within, err := s.Within(ctx, f.Repository)
 	if err != nil {
 		return false, err
 	}
@@ -222,7 +236,7 @@ func (s *Store) commit(ctx context.Context, f File, c *Content, replace string) 
 		}
 		if n == 1 {
 			made = true
-			return nil
+			return within(ctx, tx)
 		}
 		var there digest.Digest
 		var owner, mediaType string
@@ -246,6 +260,9 @@ func (s *Store) commit(ctx context.Context, f File, c *Content, replace string) 
 			return errors.Join(err, problem.New(problem.ErrConflict, "%s of version %s is being changed by another client", f.Path, f.Version))
 		}
 		made = true
+		if err := within(ctx, tx); err != nil {
+			return err
+		}
 		return s.Garbage(ctx, tx, owner, there)
 	})
 	if err != nil {

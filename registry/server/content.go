@@ -18,12 +18,12 @@ import (
 func (s *Server) openContent(ctx context.Context, outbox registry.Outbox) error {
 	var err error
 	s.files, err = files.New(ctx, files.Config{DB: s.cfg.DB, Blobs: s.storage, Directory: s.directory, Quotas: s.directory, Outbox: outbox, Logger: s.cfg.Logger,
-		Usage: func(ctx context.Context, org string) (int64, error) {
+		Usage: func(ctx context.Context, db files.RowQuerier, org string) (int64, error) {
 			images, err := s.index.Used(ctx, org)
 			if err != nil {
 				return 0, err
 			}
-			packed, err := s.charts.Usage(ctx, org)
+			packed, err := s.charts.UsageIn(ctx, db, org)
 			return images + packed, err
 		}})
 	if err != nil {
