@@ -22,6 +22,16 @@ import (
 // and go: no instance may be lost, doubled or leaked, no log line missing or twice, and the bill must be exact.
 // CRASH_SEED repeats a run's choices; CRASH_KILLS sets their number.
 func TestCrashes(t *testing.T) {
+	crashes(t, platform.Options{Kubernetes: true}, "runc", "gvisor")
+}
+
+// TestKataCrashes is the same with pods in virtual machines by emulation.
+func TestKataCrashes(t *testing.T) {
+	crashes(t, kataPlatform(t), "kata")
+}
+
+func crashes(t *testing.T, o platform.Options, classes ...string) {
+	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv("CRASH_SEED"); s != "" {
 		var err error
@@ -39,7 +49,7 @@ func TestCrashes(t *testing.T) {
 	t.Logf("CRASH_SEED=%d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 
-	p := platform.Start(t, platform.Options{Kubernetes: true})
+	p := platform.Start(t, o)
 	image := p.Push("demo/hello:1")
 	p.Login()
 	secret(t, p)
@@ -48,7 +58,7 @@ func TestCrashes(t *testing.T) {
 	const pause = "50ms"
 	want := map[string]int{} // pod name to the lines it prints; 0 serves until deleted
 	apply := func(n int) {
-		class := []string{"runc", "gvisor"}[n%2]
+		class := classes[n%len(classes)]
 		name := fmt.Sprintf("work-%d", n)
 		lines := 1 + rnd.IntN(400)
 		want[name] = lines

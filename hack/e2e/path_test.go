@@ -26,11 +26,16 @@ func TestWholePath(t *testing.T) {
 
 // TestKataPath is the same with pods in virtual machines by emulation.
 func TestKataPath(t *testing.T) {
+	wholePath(t, platform.Start(t, kataPlatform(t)), "kata")
+}
+
+// kataPlatform is one whose Kata gets virtual machines by emulation.
+func kataPlatform(t *testing.T) platform.Options {
+	t.Helper()
 	if os.Getenv("CUMULET_KATA_ALL") != "1" {
 		t.Skip("virtual machines by emulation start slowly: make test-kata runs it")
 	}
-	kata := testenv.Kata(t)
-	wholePath(t, platform.Start(t, platform.Options{Kubernetes: true, Set: []string{"control.cri.kataConfig=" + kata.ConfigPath}}), "kata")
+	return platform.Options{Kubernetes: true, Set: []string{"control.cri.kataConfig=" + testenv.Kata(t).ConfigPath}}
 }
 
 // wholePath has most pods in a class that isolates.

@@ -18,9 +18,13 @@ func (p *Platform) Leftovers() error {
 	}
 	for _, l := range strings.Split(string(mounts), "\n") {
 		// Fields: id parent dev root mountpoint …
-		if f := strings.Fields(l); len(f) > 4 && strings.HasPrefix(f[4], p.StateDir+"/") && filepath.Base(f[4]) != "null-netns" { // gVisor's, one for all sandboxes and kept
-			errs = append(errs, fmt.Errorf("mount %s", f[4]))
+		f := strings.Fields(l)
+		if len(f) < 5 || !strings.HasPrefix(f[4], p.StateDir+"/") ||
+			filepath.Base(f[4]) == "null-netns" || // gVisor's, one for all sandboxes and kept
+			f[4] == filepath.Join(p.StateDir, "engine/instances") { // the engine's own, for Kata
+			continue
 		}
+		errs = append(errs, fmt.Errorf("mount %s", f[4]))
 	}
 	cmdlines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {

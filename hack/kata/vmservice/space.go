@@ -12,23 +12,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// space is an operating system thread in a shim's mount namespace and cgroups, in
-// which a machine's mounts are made and its processes are started. Nothing that is
+// space is an operating system thread in a shim's mount namespace, in which a
+// machine's mounts are made and its processes are started. Nothing that is
 // mounted there is seen elsewhere, and all of it is gone with the last process:
 // with the shim, or, because each child is to be killed with the thread that
 // started it, with this service.
 type space struct {
+	shim int // its process
 	work chan func()
 	done chan struct{}
 }
 
 func enterSpace(pid int) (*space, error) {
-	s := &space{work: make(chan func()), done: make(chan struct{})}
+	s := &space{shim: pid, work: make(chan func()), done: make(chan struct{})}
 	ready := make(chan error)
 	go func() {
 		defer close(s.done)
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		if err := errors.Join(enterMounts(pid), joinCgroups(pid)); err != nil {
+		if err := enterMounts(pid); err != nil {
 			ready <- err
 			return
 		}
@@ -80,8 +81,8 @@ type child struct {
 	state *os.ProcessState // once done is closed
 }
 
-// start starts a program with the files as descriptors 3, 4 and so on, and with
-// its output in a log.
+// start starts a program in the shim's cgroups, with the files as descriptors 3, 4
+// and so on, and with its output in a log.
 func (s *space) start(args []string, files []*os.File, log string) (*child, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -92,7 +93,7 @@ func (s *space) start(args []string, files []*os.File, log string) (*child, erro
 	c.cmd.Stdout, c.cmd.Stderr, c.cmd.ExtraFiles = out, out, files
 	c.cmd.Dir = "/"
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
-	if err := s.do(c.cmd.Start); err != nil {
+	if err := s.do(func() error { return inCgroups(s.shim, c.cmd.Start) }); err != nil {
 		return nil, err
 	}
 	go func() {
