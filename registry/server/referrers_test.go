@@ -3,8 +3,10 @@ package server_test
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,18 +78,28 @@ func TestCraneReferrers(t *testing.T) {
 	}
 }
 
-// buildah builds, pushes a multi-architecture index, pulls it again, and is refused what it may not.
-func TestBuildah(t *testing.T) {
-	buildah := testenv.Tool(t, "buildah")
+func TestBuildah(t *testing.T) { builds(t, "buildah", "--policy=always") }
+
+// Podman asks the registry with every pull.
+func TestPodman(t *testing.T) { builds(t, "podman") }
+
+// builds has a client build, push a multi-architecture index and pull it again; it is refused what it may not.
+func builds(t *testing.T, name string, always ...string) {
+	t.Helper()
+	client := testenv.Tool(t, name)
 	testenv.RequireRoot(t)
 	h := startHub(t)
 	dir := t.TempDir()
-	writeFile(t, filepath.Join(dir, "policy.json"), `{"default":[{"type":"insecureAcceptAnything"}]}`)
+	config := filepath.Join(dir, ".config", "containers")
+	if err := os.MkdirAll(config, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(config, "policy.json"), `{"default":[{"type":"insecureAcceptAnything"}]}`)
 	writeFile(t, filepath.Join(dir, "file"), "content")
 	writeFile(t, filepath.Join(dir, "Containerfile"), "FROM scratch\nCOPY file /file\nLABEL team=blue\n")
 	run := func(args ...string) (string, error) {
 		args = append([]string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}, args...)
-		cmd := exec.CommandContext(t.Context(), buildah, args...)
+		cmd := exec.CommandContext(t.Context(), client, args...)
 		cmd.Dir = dir
 		cmd.Env = append(cmd.Environ(), "REGISTRY_AUTH_FILE="+filepath.Join(dir, "auth.json"), "HOME="+dir, "XDG_RUNTIME_DIR="+dir, "BUILDAH_ISOLATION=chroot")
 		out, err := cmd.CombinedOutput()
@@ -97,16 +109,15 @@ func TestBuildah(t *testing.T) {
 		t.Helper()
 		out, err := run(args...)
 		if err != nil {
-			t.Fatalf("buildah %s: %v\n%s", strings.Join(args, " "), err, out)
+			t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 		}
 		return out
 	}
-	policy := "--signature-policy=" + filepath.Join(dir, "policy.json")
 	must("login", "--tls-verify=false", "-u", "wendy", "-p", "pass-of-wendy", h.host)
 	for _, arch := range []string{"amd64", "arm64"} {
-		must("build", policy, "--arch", arch, "--manifest", "both", "-f", "Containerfile", ".")
+		must("build", "--layers=false", "--arch", arch, "--manifest", "both", "-f", "Containerfile", ".")
 	}
-	must("manifest", "push", policy, "--tls-verify=false", "--all", "both", "docker://"+h.host+"/acme/built:v1")
+	must("manifest", "push", "--tls-verify=false", "--all", "both", "docker://"+h.host+"/acme/built:v1")
 	ix, err := remote.Index(h.ref(t, "acme/built:v1"), as(t, "rita")...)
 	if err != nil {
 		t.Fatal(err)
@@ -120,18 +131,23 @@ func TestBuildah(t *testing.T) {
 		t.Errorf("the index knows %+v, %v", m, err)
 	}
 	must("rmi", "--all", "--force")
-	must("pull", policy, "--tls-verify=false", h.host+"/acme/built:v1")
-	if out, err := run("push", policy, "--tls-verify=false", h.host+"/acme/built:v1", "docker://"+h.host+"/beta/stolen:v1"); err == nil || !strings.Contains(out, "denied") {
+	must("pull", "--tls-verify=false", h.host+"/acme/built:v1")
+	if out, err := run("push", "--tls-verify=false", h.host+"/acme/built:v1", "docker://"+h.host+"/beta/stolen:v1"); err == nil || !strings.Contains(out, "denied") {
 		t.Errorf("a push to another org: %v\n%s", err, out)
 	}
 	must("logout", h.host)
-	if out, err := run("pull", policy, "--tls-verify=false", "--policy=always", h.host+"/acme/built:v1"); err == nil {
+	pull := func() (string, error) {
+		return run(slices.Concat([]string{"pull", "--tls-verify=false"}, always, []string{h.host + "/acme/built:v1"})...)
+	}
+	if out, err := pull(); err == nil {
 		t.Errorf("an anonymous pull of a private image: %s", out)
 	}
 	if _, err := h.Directory().SetVisibility(t.Context(), "acme/built", registry.Public); err != nil {
 		t.Fatal(err)
 	}
-	must("pull", policy, "--tls-verify=false", "--policy=always", h.host+"/acme/built:v1")
+	if out, err := pull(); err != nil {
+		t.Errorf("an anonymous pull of a public image: %v\n%s", err, out)
+	}
 }
 
 // A repository of ten thousand tags is listed whole by a client that pages, and one tag costs what it costs elsewhere.
