@@ -37,6 +37,12 @@ type DB struct {
 	Dialect Dialect
 }
 
+// Querier is a DB or a transaction, to read by.
+type Querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
 // Open opens dsn: "postgres://…" or "sqlite:PATH" (a file, made when missing, WAL and synchronous=FULL).
 func Open(ctx context.Context, dsn string) (*DB, error) {
 	db, err := OpenLater(dsn)

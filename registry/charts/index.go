@@ -16,6 +16,8 @@ import (
 	"github.com/Masterminds/semver/v3"
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"sigs.k8s.io/yaml"
+
+	"cumulet.io/internal/sqldb"
 )
 
 // Entry is what index.yaml says of a version (Helm, "The index file").
@@ -156,7 +158,7 @@ func (s *Store) Index(ctx context.Context, repository string) (*Index, error) {
 }
 
 // names gives the charts of a repository that have changed since a revision.
-func (s *Store) names(ctx context.Context, db rowsQuerier, repository string, since int64) ([]string, error) {
+func (s *Store) names(ctx context.Context, db sqldb.Querier, repository string, since int64) ([]string, error) {
 	rows, err := db.QueryContext(ctx, s.cfg.DB.Q(`SELECT name FROM registry_chart_names WHERE repository = ? AND revision > ?`), repository, since)
 	if err != nil {
 		return nil, fmt.Errorf("read index: %w", err)
@@ -176,12 +178,8 @@ func (s *Store) names(ctx context.Context, db rowsQuerier, repository string, si
 	return out, nil
 }
 
-type rowsQuerier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
 // versions gives all versions of a chart, the highest first.
-func (s *Store) versions(ctx context.Context, db rowsQuerier, repository, name string) ([]Chart, error) {
+func (s *Store) versions(ctx context.Context, db sqldb.Querier, repository, name string) ([]Chart, error) {
 	rows, err := db.QueryContext(ctx, s.cfg.DB.Q(`SELECT entry, size, owner FROM registry_charts WHERE repository = ? AND name = ?`), repository, name)
 	if err != nil {
 		return nil, fmt.Errorf("read chart: %w", err)

@@ -104,11 +104,7 @@ func (s *Store) Chart(ctx context.Context, repository, name, version string) (*C
 	return s.chart(ctx, s.cfg.DB, repository, name, version)
 }
 
-type rowQuerier interface {
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
-func (s *Store) chart(ctx context.Context, db rowQuerier, repository, name, version string) (*Chart, error) {
+func (s *Store) chart(ctx context.Context, db sqldb.Querier, repository, name, version string) (*Chart, error) {
 	c := &Chart{}
 	var entry, prov string
 	err := db.QueryRowContext(ctx, s.cfg.DB.Q(`SELECT entry, size, prov, owner, created_by FROM registry_charts WHERE repository = ? AND name = ? AND version = ?`),
@@ -145,7 +141,7 @@ func (s *Store) Usage(ctx context.Context, org string) (int64, error) {
 }
 
 // UsageIn is Usage as a transaction has it.
-func (s *Store) UsageIn(ctx context.Context, db rowQuerier, org string) (int64, error) {
+func (s *Store) UsageIn(ctx context.Context, db sqldb.Querier, org string) (int64, error) {
 	var n sql.NullInt64
 	err := db.QueryRowContext(ctx, s.cfg.DB.Q(`SELECT CAST(sum(size) AS BIGINT) FROM (SELECT digest, max(size) AS size FROM registry_charts WHERE org = ? GROUP BY digest) AS each`), org).Scan(&n)
 	if err != nil {

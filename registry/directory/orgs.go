@@ -159,17 +159,12 @@ func (s *Store) isPerson(ctx context.Context, tx *sql.Tx, account string) error 
 	return nil
 }
 
-// queryer is a database or a transaction.
-type queryer interface {
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
 // RoleOf gives an account's role in an org, RoleNone for a stranger and for an org that does not exist.
 func (s *Store) RoleOf(ctx context.Context, account, org string) (registry.Role, error) {
 	return s.roleOf(ctx, s.db, account, org)
 }
 
-func (s *Store) roleOf(ctx context.Context, db queryer, account, org string) (registry.Role, error) {
+func (s *Store) roleOf(ctx context.Context, db sqldb.Querier, account, org string) (registry.Role, error) {
 	var role registry.Role
 	err := db.QueryRowContext(ctx, s.db.Q(`SELECT role FROM registry_members WHERE account = ? AND org = ?`), account, org).Scan(&role)
 	if errors.Is(err, sql.ErrNoRows) {

@@ -26,6 +26,7 @@ import (
 	"go.uber.org/goleak"
 
 	"cumulet.io/internal/problem"
+	"cumulet.io/internal/sqldb"
 	"cumulet.io/internal/sqldb/sqldbtest"
 	"cumulet.io/internal/testenv"
 	"cumulet.io/registry"
@@ -321,7 +322,7 @@ func (q quota) Quota(context.Context, string) (registry.Quota, error) {
 func TestQuota(t *testing.T) {
 	f := startSQLite(t, func(c *Config) {
 		c.Quotas = quota(100)
-		c.Usage = func(context.Context, RowQuerier, string) (int64, error) { return 40, nil }
+		c.Usage = func(context.Context, sqldb.Querier, string) (int64, error) { return 40, nil }
 	})
 	f.want(201, "PUT", "/files/acme/tools/-/1/a", strings.Repeat("x", 50))
 	f.want(429, "PUT", "/files/acme/tools/-/1/b", strings.Repeat("y", 11))

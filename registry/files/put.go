@@ -147,7 +147,7 @@ func (s *Store) Room(ctx context.Context, repository string, length int64) (int6
 	if err != nil || bound == 0 {
 		return s.cfg.MaxBytes, err
 	}
-	used, err := s.used(ctx, s.cfg.DB, org)
+	used, err := s.Used(ctx, org)
 	if err != nil {
 		return 0, err
 	}
@@ -172,8 +172,12 @@ func (s *Store) bound(ctx context.Context, repository string) (org string, bytes
 	return org, q.Bytes, nil
 }
 
-// used is what an org stores, files and all.
-func (s *Store) used(ctx context.Context, db RowQuerier, org string) (int64, error) {
+// Used is how many bytes an org stores, files and all: what its quota bounds.
+func (s *Store) Used(ctx context.Context, org string) (int64, error) {
+	return s.used(ctx, s.cfg.DB, org)
+}
+
+func (s *Store) used(ctx context.Context, db sqldb.Querier, org string) (int64, error) {
 	n, err := s.usageIn(ctx, db, org)
 	if err != nil || s.cfg.Usage == nil {
 		return n, err

@@ -33,11 +33,6 @@ type Directory interface {
 	MayPush(ctx context.Context, repository string) error
 }
 
-// RowQuerier is a database or a transaction.
-type RowQuerier interface {
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
 // Config is for New. DB, Blobs and Directory are required.
 type Config struct {
 	// DB stays the caller's to close.
@@ -47,7 +42,7 @@ type Config struct {
 	// Quotas bounds what an org stores; nil is no bound. Usage tells what it stores besides files, as db has it, which is a
 	// transaction where one is under way; nil is nothing.
 	Quotas registry.Quotas
-	Usage  func(ctx context.Context, db RowQuerier, org string) (int64, error)
+	Usage  func(ctx context.Context, db sqldb.Querier, org string) (int64, error)
 	// Outbox is told of pushes, pulls and deletions; nil is nobody.
 	Outbox registry.Outbox
 	// MaxBytes is the largest file; 0 is 100 GiB.
@@ -174,7 +169,7 @@ func (s *Store) Usage(ctx context.Context, org string) (int64, error) {
 	return s.usageIn(ctx, s.cfg.DB, org)
 }
 
-func (s *Store) usageIn(ctx context.Context, db RowQuerier, org string) (int64, error) {
+func (s *Store) usageIn(ctx context.Context, db sqldb.Querier, org string) (int64, error) {
 	var n sql.NullInt64
 	err := db.QueryRowContext(ctx, s.cfg.DB.Q(`SELECT CAST(sum(size) AS BIGINT) FROM (SELECT digest, max(size) AS size FROM registry_files WHERE org = ? GROUP BY digest) AS each`), org).Scan(&n)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"cumulet.io/internal/problem"
+	"cumulet.io/internal/sqldb"
 )
 
 // Bounds of a repository's rules.
@@ -128,11 +129,7 @@ func (s *Store) Rules(ctx context.Context, repository string) (*Rules, error) {
 	return s.rules(ctx, s.db, repository)
 }
 
-type queryer interface {
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
-func (s *Store) rules(ctx context.Context, q queryer, repository string) (*Rules, error) {
+func (s *Store) rules(ctx context.Context, q sqldb.Querier, repository string) (*Rules, error) {
 	var document string
 	err := q.QueryRowContext(ctx, s.db.Q(`SELECT document FROM index_rules WHERE repository = ?`), repository).Scan(&document)
 	if errors.Is(err, sql.ErrNoRows) {

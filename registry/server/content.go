@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"cumulet.io/internal/problem"
+	"cumulet.io/internal/sqldb"
 	"cumulet.io/registry"
 	"cumulet.io/registry/charts"
 	"cumulet.io/registry/files"
@@ -18,7 +19,7 @@ import (
 func (s *Server) openContent(ctx context.Context, outbox registry.Outbox) error {
 	var err error
 	s.files, err = files.New(ctx, files.Config{DB: s.cfg.DB, Blobs: s.storage, Directory: s.directory, Quotas: s.directory, Outbox: outbox, Logger: s.cfg.Logger,
-		Usage: func(ctx context.Context, db files.RowQuerier, org string) (int64, error) {
+		Usage: func(ctx context.Context, db sqldb.Querier, org string) (int64, error) {
 			images, err := s.index.Used(ctx, org)
 			if err != nil {
 				return 0, err

@@ -293,13 +293,6 @@ func (s *Server) usage(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := usage{Quota: quota}
-	for _, used := range []func(context.Context, string) (int64, error){s.index.Used, s.files.Usage, s.charts.Usage} {
-		n, err := used(r.Context(), org)
-		if err != nil {
-			return nil, err
-		}
-		out.Bytes += n
-	}
-	return out, nil
+	used, err := s.files.Used(r.Context(), org)
+	return usage{used, quota}, err
 }
