@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"cumulet.io/logs"
@@ -259,6 +260,57 @@ func TestFollowAndFinish(t *testing.T) {
 				t.Errorf("%q", got[max(0, len(got)-40):])
 			}
 		})
+	}
+}
+
+// TestManyEndAtOnce has many containers of one Watcher end while others begin: what goes away while it is watched holds up nobody.
+func TestManyEndAtOnce(t *testing.T) {
+	w, err := NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	root := t.TempDir()
+	var group errgroup.Group
+	for i := range 16 {
+		group.Go(func() error {
+			for n := range 200 {
+				f := files{dir: filepath.Join(root, fmt.Sprint(i), "out", fmt.Sprint(n)), log: filepath.Join(root, fmt.Sprint(i), "log", fmt.Sprint(n))}
+				if err := Prepare(f.dir); err != nil {
+					return err
+				}
+				c, err := Open(f.dir, f.log)
+				if err != nil {
+					return err
+				}
+				ctx, stop := context.WithCancel(t.Context())
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					c.Follow(ctx, w, slog.New(slog.DiscardHandler))
+				}()
+				err = os.WriteFile(filepath.Join(f.dir, string(logs.Stdout)), []byte("line\n"), 0o600)
+				stop()
+				err = errors.Join(err, c.Finish(t.Context()))
+				<-done // the test's own time limit ends it
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	written, err := filepath.Glob(filepath.Join(root, "*", "log", "*"))
+	if err != nil || len(written) != 16*200 {
+		t.Fatal(err, len(written))
+	}
+	for _, log := range written {
+		if got := texts(t, log, logs.Stdout); got != "line\n" {
+			t.Errorf("%s: %q", log, got)
+		}
 	}
 }
 

@@ -107,8 +107,11 @@ type Watcher struct {
 	w    *fsnotify.Watcher
 	done chan struct{}
 
-	mu   sync.Mutex
-	dirs map[string]*Copier
+	// change is held while a watch is added or removed, mu for the map alone: the library may hold its own lock until run
+	// takes what it has to say, so that run must never wait for who is in the library.
+	change sync.Mutex
+	mu     sync.Mutex
+	dirs   map[string]*Copier
 }
 
 // NewWatcher begins to watch. Close it when the Copiers are done.
@@ -130,9 +133,7 @@ func (w *Watcher) run() {
 			if !ok {
 				return
 			}
-			w.mu.Lock()
-			c := w.dirs[filepath.Dir(e.Name)]
-			w.mu.Unlock()
+			c := w.of(filepath.Dir(e.Name))
 			if c == nil {
 				continue
 			}
@@ -154,19 +155,36 @@ func (w *Watcher) add(c *Copier) func() {
 	if w == nil {
 		return func() {}
 	}
-	w.mu.Lock()
-	w.dirs[c.dir] = c
-	w.mu.Unlock()
+	w.change.Lock()
+	defer w.change.Unlock()
+	w.set(c.dir, c)
 	if err := w.w.Add(c.dir); err != nil {
 		c.blind.Store(true)
 	}
 	return func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.dirs[c.dir] == c {
-			delete(w.dirs, c.dir)
+		w.change.Lock()
+		defer w.change.Unlock()
+		if w.of(c.dir) == c {
+			w.set(c.dir, nil)
 			w.w.Remove(c.dir) //nolint:errcheck,gosec // the directory may have gone, and the watch with it
 		}
+	}
+}
+
+// of gives the Copier that is told of a directory, nil when there is none.
+func (w *Watcher) of(dir string) *Copier {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dirs[dir]
+}
+
+func (w *Watcher) set(dir string, c *Copier) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c == nil {
+		delete(w.dirs, dir)
+	} else {
+		w.dirs[dir] = c
 	}
 }
 
