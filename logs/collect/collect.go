@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"cumulet.io/internal/proc"
@@ -23,8 +24,10 @@ import (
 
 // Collector supervises one Filebeat. Safe for concurrent use.
 type Collector struct {
-	o       Options
-	log     *slog.Logger
+	o   Options
+	log *slog.Logger
+	// restart ends Filebeat, for Run to start it again; nil before its first start.
+	restart atomic.Pointer[context.CancelFunc]
 	started func(pid int) // for tests
 }
 
@@ -56,17 +59,34 @@ func (c *Collector) Run(ctx context.Context) error {
 	if err := os.Rename(file+".new", file); err != nil {
 		return fmt.Errorf("log collector: %w", err)
 	}
-	return proc.Child{
+	filebeat := proc.Child{
 		Name: "filebeat", Path: c.o.Binary, Args: []string{"-c", file, "-e"}, Dir: c.o.Dir, Log: c.log, DieWithParent: true, Started: c.started,
 		Env: []string{passwordEnv + "=" + c.o.Password, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + c.o.Dir},
-	}.Run(ctx)
+	}
+	for ctx.Err() == nil {
+		run, end := context.WithCancel(ctx)
+		c.restart.Store(&end)
+		err := filebeat.Run(run)
+		end()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Restart has Filebeat end and start again, which makes it look at every file anew. What is not shipped stays.
+func (c *Collector) Restart() {
+	if end := c.restart.Load(); end != nil {
+		(*end)()
+	}
 }
 
 // Stats is what Filebeat tells of itself.
 type Stats struct {
 	// Acked, Failed and Dropped count events since Filebeat's start: stored, sent again, given up (never, as configured).
 	Acked, Failed, Dropped int64
-	// Active is how many wait for the store.
+	// Active is how many were read and are not stored yet.
 	Active int64
 }
 
@@ -93,7 +113,10 @@ func (c *Collector) Stats(ctx context.Context) (Stats, error) {
 	var s struct {
 		Libbeat struct {
 			Output struct {
-				Events struct{ Acked, Failed, Dropped, Active int64 }
+				Events struct{ Acked, Failed, Dropped int64 }
+			}
+			Pipeline struct {
+				Events struct{ Active int64 }
 			}
 		}
 	}
@@ -101,7 +124,7 @@ func (c *Collector) Stats(ctx context.Context) (Stats, error) {
 		return Stats{}, fmt.Errorf("filebeat answered %s", resp.Status)
 	}
 	e := s.Libbeat.Output.Events
-	return Stats{Acked: e.Acked, Failed: e.Failed, Dropped: e.Dropped, Active: e.Active}, nil
+	return Stats{Acked: e.Acked, Failed: e.Failed, Dropped: e.Dropped, Active: s.Libbeat.Pipeline.Events.Active}, nil
 }
 
 // Ready is nil when Filebeat is up.

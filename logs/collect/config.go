@@ -31,7 +31,17 @@ type Options struct {
 	CAFile string
 	// Scan is how often new files are looked for; 0 means 1 s.
 	Scan time.Duration
+
+	idle time.Duration // idleTimeout, but for tests
 }
+
+// idleTimeout is how long Filebeat keeps a file open that nothing is written to; one that is removed it closes at once.
+//
+// It must be longer than programs are silent. Filebeat 7.17 looks for what has grown, once each Scan, and starts a reader for it,
+// unless one is running; a reader that closes after the timeout does not look a last time. What is written in the second
+// before is seen by neither, until more is written: of programs that say something, sleep for just the timeout and say
+// their last word, every other one's last word would not arrive. [Reaper] finds those that are left.
+const idleTimeout = 24 * time.Hour
 
 // cleanTimeout bounds Filebeat's registry: the place in a file is forgotten so long after its last line has arrived. Of a
 // file that is read again after that, the store has every line already, by its id.
@@ -43,6 +53,9 @@ const passwordEnv = "CUMULET_LOG_STORE_PASSWORD"
 var passwordRule = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{7,127}$`)
 
 func (o *Options) check() error {
+	if o.idle <= 0 {
+		o.idle = idleTimeout
+	}
 	if o.Scan <= 0 {
 		o.Scan = time.Second
 	}
@@ -87,10 +100,10 @@ func (o *Options) config() ([]byte, error) {
 			"prospector.scanner.symlinks":          false,
 			"prospector.scanner.fingerprint":       object{"enabled": false},
 			"file_identity.path":                   nil,
-			"close.on_state_change.inactive":       "1m",
-			"close.on_state_change.removed":        false,
+			"close.on_state_change.inactive":       o.idle.String(),
+			"close.on_state_change.removed":        true, // only what has arrived is removed
 			"close.on_state_change.renamed":        false,
-			"close.on_state_change.check_interval": "1s",
+			"close.on_state_change.check_interval": min(o.idle, 10*time.Second).String(),
 			"clean_removed":                        false,
 			"clean_inactive":                       0,
 			// When the place in a file that is idle is forgotten; the default of 30 minutes would send it all again.

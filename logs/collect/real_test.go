@@ -3,6 +3,7 @@ package collect
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +24,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 
 	"cumulet.io/internal/testenv"
 	"cumulet.io/logs"
@@ -277,6 +280,86 @@ func TestNothingLostNothingTwice(t *testing.T) {
 		b, err := os.ReadFile(path)
 		if err != nil || bytes.Contains(b, []byte("write-secret")) {
 			t.Errorf("%s has the password (%v)", path, err)
+		}
+	}
+}
+
+// TestLastWordAfterSilence has programs say their last word just when Filebeat closes what nothing is written to: what it then
+// never looks at, the Reaper has it look at.
+func TestLastWordAfterSilence(t *testing.T) {
+	binary := testenv.Tool(t, "filebeat")
+	dir := t.TempDir()
+	store := &storeProcess{t: t, addr: freeAddr(t), dir: filepath.Join(dir, "store")}
+	store.start()
+	t.Cleanup(store.kill)
+	c, err := New(Options{Binary: binary, Dir: filepath.Join(dir, "fb"), LogRoot: filepath.Join(dir, "logs"), MeterDir: filepath.Join(dir, "meter"),
+		Store: "http://" + store.addr, User: "collector", Password: "write-secret", idle: 3 * time.Second}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var starts atomic.Int64
+	c.started = func(int) { starts.Add(1) }
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	testenv.Eventually(t, time.Minute, func() error { return c.Ready(t.Context()) })
+
+	const programs = 100
+	var group errgroup.Group
+	for i := range programs {
+		path := filepath.Join(c.o.LogRoot, "acme", fmt.Sprintf("i-%d", i), "main", "0.log")
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+			t.Fatal(err)
+		}
+		group.Go(func() error {
+			time.Sleep(time.Duration(i) * time.Second / programs) // at every moment of a second
+			f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+			if err != nil {
+				return err
+			}
+			say := func(word string) error {
+				_, err := f.Write(crilog.AppendRecord(nil, crilog.Entry{Time: time.Now().UTC(), Stream: logs.Stdout, Text: []byte(word)}))
+				return err
+			}
+			err = say("the first")
+			time.Sleep(c.o.idle)
+			return errors.Join(err, say("the last"), f.Close())
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	r := &Reaper{Collector: c, Grace: 8 * time.Second, Log: slog.New(slog.DiscardHandler), Ended: func(context.Context, string, string) bool { return true }}
+	removed := 0
+	testenv.Eventually(t, time.Minute, func() error {
+		n, err := r.Pass(t.Context())
+		if removed += n; err == nil && removed < programs {
+			err = fmt.Errorf("the logs of %d programs have arrived", removed)
+		}
+		return err
+	})
+	if n := starts.Load(); n != 2 {
+		t.Errorf("Filebeat was started %d times", n)
+	}
+	tr := &http.Transport{}
+	t.Cleanup(tr.CloseIdleConnections)
+	s, err := elastic.New(elastic.Options{Addresses: []string{"http://" + store.addr}, User: "reader", Password: "read-secret", Transport: tr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range programs {
+		var said []string
+		for _, rec := range logstest.All(t, s, logs.Query{Org: "acme", Instance: fmt.Sprintf("i-%d", i), Limit: 10}) {
+			said = append(said, rec.Message)
+		}
+		if !slices.Equal(said, []string{"the first", "the last"}) {
+			t.Errorf("program %d said %q", i, said)
 		}
 	}
 }

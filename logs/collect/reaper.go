@@ -15,7 +15,8 @@ import (
 
 // Reaper removes the log directories of instances that have ended, when the store has all their lines and nobody has
 // written there for a while, and cuts the beginning of logs that have grown long while their instances run, as far as the
-// store has it. Nothing else may remove them: a line that is gone before it is shipped is lost.
+// store has it. Nothing else may remove them: a line that is gone before it is shipped is lost. When Filebeat ships
+// and yet leaves something of an ended instance, it is started again.
 type Reaper struct {
 	// Collector ships LogRoot.
 	Collector *Collector
@@ -30,6 +31,15 @@ type Reaper struct {
 	Keep int64
 	// Log gets what was removed and what failed.
 	Log *slog.Logger
+
+	left  map[string]leftover // at the last pass, by directory
+	acked int64               // all that Filebeat had shipped by then
+}
+
+// leftover is a directory that rests with lines that have not arrived.
+type leftover struct {
+	shipped   int64 // bytes that have
+	restarted bool  // Filebeat has been started again for it
 }
 
 // Run looks every so often until ctx ends; then it returns nil.
@@ -68,6 +78,7 @@ func (r *Reaper) Pass(ctx context.Context) (removed int, err error) {
 	}
 	var reg registry
 	var errs []error
+	left := map[string]leftover{}
 	for _, dir := range dirs {
 		if ctx.Err() != nil {
 			break
@@ -81,8 +92,12 @@ func (r *Reaper) Pass(ctx context.Context) (removed int, err error) {
 				return removed, err
 			}
 		}
-		ok, err := reg.allShipped(dir, time.Now().Add(-grace))
-		if err == nil && ok {
+		rests, all, bytes, err := reg.look(dir, time.Now().Add(-grace))
+		switch {
+		case err != nil || !rests:
+		case !all:
+			left[dir] = leftover{shipped: bytes}
+		default:
 			if err = os.RemoveAll(dir); err == nil {
 				removed++
 				r.Log.InfoContext(ctx, "removed shipped logs", "org", org, "instance", instance)
@@ -92,7 +107,38 @@ func (r *Reaper) Pass(ctx context.Context) (removed int, err error) {
 			errs = append(errs, fmt.Errorf("logs of instance %s: %w", instance, err))
 		}
 	}
+	r.ship(ctx, left)
 	return removed, errors.Join(errs...)
+}
+
+// ship starts Filebeat again, once for each directory, when it does not see what is left there: it has nothing to do, or
+// ships others' lines, and from one pass to the next nothing of these.
+func (r *Reaper) ship(ctx context.Context, left map[string]leftover) {
+	before, acked := r.left, r.acked
+	r.left = left
+	if len(left) == 0 {
+		return
+	}
+	st, err := r.Collector.Stats(ctx)
+	if err != nil {
+		return // it is not up
+	}
+	r.acked = st.Acked
+	works := st.Active == 0 || st.Acked != acked // else it waits for the store
+	var unseen []string
+	for dir, l := range left {
+		was, known := before[dir]
+		l.restarted = was.restarted
+		if works && known && !l.restarted && was.shipped == l.shipped {
+			l.restarted = true
+			unseen = append(unseen, dir)
+		}
+		left[dir] = l
+	}
+	if len(unseen) > 0 {
+		r.Log.WarnContext(ctx, "Filebeat leaves lines of ended instances behind; it is started again", "instances", len(unseen), "one", unseen[0])
+		r.Collector.Restart()
+	}
 }
 
 // Cut looks once at every log, cuts those that take more than Keep, and tells how many bytes it gave back.
@@ -139,10 +185,10 @@ func (r registry) cut(path string, keep int64) (int64, error) {
 	return crilog.CutFront(path, min(r[path], st.Size()-keep))
 }
 
-// allShipped tells whether all below dir was last changed before and is shipped.
-func (r registry) allShipped(dir string, before time.Time) (bool, error) {
-	all := true
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+// look tells whether everything below dir was last changed before, and then, whether all lines have arrived and how many bytes.
+func (r registry) look(dir string, before time.Time) (rests, all bool, shipped int64, err error) {
+	rests, all = true, true
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -156,17 +202,16 @@ func (r registry) allShipped(dir string, before time.Time) (bool, error) {
 		if err != nil {
 			return err
 		}
-		ok := st.ModTime().Before(before)
-		if ok && d.Type().IsRegular() && filepath.Ext(path) == ".log" {
-			if ok, err = r.shipped(path); err != nil {
-				return err
-			}
-		}
-		if !ok {
-			all = false
+		if !st.ModTime().Before(before) {
+			rests = false
 			return fs.SkipAll
 		}
-		return nil
+		if !d.Type().IsRegular() || filepath.Ext(path) != ".log" {
+			return nil
+		}
+		ok, err := r.shipped(path)
+		all, shipped = all && ok, shipped+r[path]
+		return err
 	})
-	return all, err
+	return rests, all, shipped, err
 }
