@@ -25,10 +25,14 @@ type EventSource interface {
 type IngestorOptions struct {
 	// Poll is how long to wait between passes; 0 means 10 s.
 	Poll time.Duration
-	// Overlap is how far behind the newest event each pass begins, so that events shipped late are found; 0 means 1 h.
-	Overlap time.Duration
-	// DeepEvery and DeepOverlap make a pass now and then that looks far back, for a node that could not ship for long;
-	// 0 means every 6 hours, 40 days. The first pass of a process is such a one.
+	// Recent is how far behind the newest event a pass begins, so that events shipped late are found; 0 means 30 s. What
+	// is read again costs, with each pass.
+	Recent time.Duration
+	// OverlapEvery and Overlap make a pass now and then that looks further back, for a node that ships behind the others;
+	// 0 means every minute, 1 h.
+	OverlapEvery, Overlap time.Duration
+	// DeepEvery and DeepOverlap make one that looks far back, for a node that could not ship for long; 0 means every 6
+	// hours, 40 days. The first pass of a process is such a one.
 	DeepEvery, DeepOverlap time.Duration
 	// Batch is how many events one transaction takes; 0 means 1000.
 	Batch int
@@ -41,7 +45,8 @@ type Ingestor struct {
 	l    *Ledger
 	src  EventSource
 	opts IngestorOptions
-	deep time.Time
+	// wide and deep are when the last passes began that looked further back, and far back.
+	wide, deep time.Time
 }
 
 // NewIngestor makes an Ingestor; Run starts it.
@@ -52,6 +57,8 @@ func NewIngestor(l *Ledger, src EventSource, opts IngestorOptions) *Ingestor {
 		}
 	}
 	set(&opts.Poll, 10*time.Second)
+	set(&opts.Recent, 30*time.Second)
+	set(&opts.OverlapEvery, time.Minute)
 	set(&opts.Overlap, time.Hour)
 	set(&opts.DeepEvery, 6*time.Hour)
 	set(&opts.DeepOverlap, 40*24*time.Hour)
@@ -96,7 +103,7 @@ type checkpoint struct {
 	After []any `json:"after,omitempty"`
 }
 
-// Pass reads once from the overlap to the end, or goes on with a pass that a crash cut short.
+// Pass reads once from some time behind the newest event to the end, or goes on with a pass that a crash cut short.
 func (g *Ingestor) Pass(ctx context.Context) (Ingested, error) {
 	var sum Ingested
 	c, newest, err := g.l.checkpoint(ctx)
@@ -105,12 +112,16 @@ func (g *Ingestor) Pass(ctx context.Context) (Ingested, error) {
 	}
 	now := g.l.now()
 	deep := g.deep.IsZero() || now.Sub(g.deep) >= g.opts.DeepEvery
+	wide := deep || c.Began == 0 && now.Sub(g.wide) >= g.opts.OverlapEvery
 	if c.Began == 0 || deep {
 		c = checkpoint{Began: now.UnixNano()}
 		if newest != 0 {
-			back := g.opts.Overlap
-			if deep {
+			back := g.opts.Recent
+			switch {
+			case deep:
 				back = g.opts.DeepOverlap
+			case wide:
+				back = g.opts.Overlap
 			}
 			// A node whose clock is ahead must not move the reader past the others' events.
 			c.From = min(newest, now.UnixNano()) - back.Nanoseconds()
@@ -145,6 +156,9 @@ func (g *Ingestor) Pass(ctx context.Context) (Ingested, error) {
 		if done {
 			if deep {
 				g.deep = now
+			}
+			if wide {
+				g.wide = now
 			}
 			return sum, nil
 		}

@@ -115,7 +115,8 @@ func TestPass(t *testing.T) {
 		l := billtest.Ledger(t, db, billtest.Book(t, billtest.TwoVersions), func() time.Time { return now })
 		src := &store{}
 		src.put(t, life("i-1", base, 170)...)
-		opts := ledger.IngestorOptions{Batch: 50, Overlap: time.Hour, DeepEvery: 24 * time.Hour, DeepOverlap: 48 * time.Hour}
+		opts := ledger.IngestorOptions{Batch: 50, Recent: 10 * time.Minute, OverlapEvery: time.Hour, Overlap: time.Hour,
+			DeepEvery: 24 * time.Hour, DeepOverlap: 48 * time.Hour}
 		g := ledger.NewIngestor(l, src, opts)
 
 		// The store fails in the middle; the next pass of the same process goes on behind the checkpoint.
@@ -135,12 +136,26 @@ func TestPass(t *testing.T) {
 			t.Errorf("as of %v: %v", b.AsOf, err)
 		}
 
-		// A pass reads again what is in the overlap, and takes what was shipped late there.
-		late := life("i-2", base.Add(130*time.Minute), 10)
+		// A pass reads again what is recent, and takes what was shipped late there.
+		late := life("i-2", base.Add(130*time.Minute), 35)
 		src.put(t, late...)
 		src.reads = 0
-		if n, err = g.Pass(ctx); err != nil || n.New != 11 || n.Known != 61 || src.reads != 72 {
-			t.Fatalf("a pass with overlap: %v %+v, %d read", err, n, src.reads)
+		if n, err = g.Pass(ctx); err != nil || n.New != 6 || n.Known != 11 || src.reads != 17 {
+			t.Fatalf("a pass: %v %+v, %d read", err, n, src.reads)
+		}
+		// What comes later than that is found by the next wide pass; one that the store's failure ended is made again.
+		now = now.Add(time.Hour)
+		src.reads, src.failAt = 0, src.calls+2
+		if n, err = g.Pass(ctx); !errors.Is(err, errStore) {
+			t.Fatalf("a failing wide pass: %v %+v", err, n)
+		}
+		for range 2 { // one goes on with it, one begins anew
+			if _, err = g.Pass(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if src.reads != 97+97 || seconds(t, l)["i-2"] != 35*60 {
+			t.Fatalf("wide passes: %d read, %v", src.reads, seconds(t, l))
 		}
 		// Later than the overlap is found by the deep pass.
 		src.put(t, life("i-3", base.Add(5*time.Minute), 3)...)
@@ -157,7 +172,7 @@ func TestPass(t *testing.T) {
 		if _, err = g.Pass(ctx); err != nil {
 			t.Fatal(err)
 		}
-		src.put(t, life("i-5", now.Add(-30*time.Minute), 2)...)
+		src.put(t, life("i-5", now.Add(-30*time.Second), 2)...)
 		if n, err = g.Pass(ctx); err != nil || seconds(t, l)["i-5"] != 120 {
 			t.Fatalf("after a wrong clock: %v %+v", err, n)
 		}

@@ -92,8 +92,8 @@ type Bill struct {
 	Lines []Line
 	// Lives are the instances of the lines, by id.
 	Lives map[string]Life
-	// AsOf: all events are in that had reached the log store by then, but for those that come later than the ingestor's
-	// overlap behind the newest, which its next deep pass finds; zero before anything was read.
+	// AsOf: all events are in that had reached the log store by then, but for those that come further behind the newest
+	// than the ingestor's passes begin, which its next wide or deep pass finds; zero before anything was read.
 	AsOf time.Time
 	// Closed tells that the period is a closed month: the bill will not change.
 	Closed bool
