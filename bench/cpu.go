@@ -5,9 +5,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cumulet.io/hack/platform"
 )
 
 // Cgroups of a benchmark: of this process and all that it starts, and of the instances of the raw side. The platform's
@@ -87,4 +93,73 @@ func (g groups) seconds(names ...string) (float64, error) {
 		sum += n / unit
 	}
 	return sum, nil
+}
+
+// clientSeconds is the processor time of this process since its start, which is the client of both sides.
+func clientSeconds() float64 {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
+}
+
+// apart keeps the control plane on the first half of the processors, and the platform and this process on the others, until the end
+// of b: as where the API server has machines of its own.
+func apart(b *testing.B, p *platform.Platform) {
+	b.Helper()
+	n := runtime.NumCPU()
+	if n < 2 {
+		b.Skip("there is one processor only")
+	}
+	var plane, rest, all unix.CPUSet
+	for i := range n {
+		all.Set(i)
+		if i < n/2 {
+			plane.Set(i)
+		} else {
+			rest.Set(i)
+		}
+	}
+	keep := func(plane, rest *unix.CPUSet) error {
+		errs := []error{affinity(os.Getpid(), rest)}
+		for name, pids := range p.Pids() {
+			for _, pid := range pids {
+				if name == "devcluster" {
+					errs = append(errs, affinity(pid, plane))
+				} else {
+					errs = append(errs, affinity(pid, rest))
+				}
+			}
+		}
+		return errors.Join(errs...)
+	}
+	if err := keep(&plane, &rest); err != nil {
+		b.Skipf("processors cannot be chosen here: %v", err)
+	}
+	b.Cleanup(func() {
+		if err := keep(&all, &all); err != nil {
+			b.Error(err)
+		}
+	})
+}
+
+// affinity chooses the processors of all threads of a process; those that they start inherit it.
+func affinity(pid int, set *unix.CPUSet) error {
+	for range 2 { // one more for those that were started meanwhile
+		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		if err != nil {
+			return err
+		}
+		for _, t := range tasks {
+			tid, err := strconv.Atoi(t.Name())
+			if err == nil {
+				err = unix.SchedSetaffinity(tid, set)
+			}
+			if err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("processors of thread %s: %w", t.Name(), err)
+			}
+		}
+	}
+	return nil
 }

@@ -28,24 +28,35 @@ func (s *started) service(ctx context.Context) (*client.Client, error) {
 	return client.New(client.Config{BaseURL: s.URL["control"], Source: login.Source(hubtoken.AudienceCIS)})
 }
 
-// instancesMany makes n instances, eight creates at a time, with what a pod of the benchmark has.
+// instancesMany makes n instances, eight creates at a time, with what a pod of the benchmark has, and waits until each has
+// begun.
 func (s *started) instancesMany(ctx context.Context, service *client.Client, name, class string, n int) error {
 	var group errgroup.Group
 	group.SetLimit(8)
+	made := make([]string, n)
 	for i := range n {
 		group.Go(func() error {
 			o := pod(fmt.Sprintf("%s-%d", name, i), s.image, class, "stamp")
 			c := o.Spec.Containers[0]
-			_, _, err := service.Create(ctx, org, cis.CreateRequest{Key: o.Name, Spec: cis.Spec{
+			in, _, err := service.Create(ctx, org, cis.CreateRequest{Key: o.Name, Spec: cis.Spec{
 				Name: o.Name, Sandbox: cis.SandboxClass(class), GraceSeconds: o.Spec.TerminationGracePeriodSeconds,
 				Containers: []cis.Container{{Name: c.Name, Image: c.Image, Args: c.Args, Resources: c.Resources}}}})
-			return err
+			if err != nil {
+				return err
+			}
+			made[i] = in.ID
+			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return s.allBegun(ctx, n)
+	for _, id := range made {
+		if _, err := stamp(ctx, s.logOf(id)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // end ends every instance of the org and waits until all have ended.

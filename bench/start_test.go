@@ -2,7 +2,9 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -58,7 +60,7 @@ type started struct {
 	kube   kubernetes.Interface
 	raw    *rawCRI
 	image  string
-	seen   map[string]bool // log files of earlier pods
+	seen   map[string]bool // instances whose logs have been looked for
 	groups groups
 
 	rawPods []*rawPod // to be removed
@@ -106,25 +108,34 @@ func (s *started) platformStart(ctx context.Context, name, class string) (time.D
 	return at.Sub(t0), drain(ctx, s.kube)
 }
 
-// newLog waits for the log file of an instance that was not there before.
+// newLog waits for an instance that was not there before and gives the path of its log file.
 func (s *started) newLog(ctx context.Context) (string, error) {
+	dir := s.logs()
 	for {
-		logs, err := filepath.Glob(filepath.Join(s.StateDir, "log", "instances", "demo", "*", "app", "0.log"))
-		if err != nil {
+		instances, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", err
 		}
-		for _, l := range logs {
-			if !s.seen[l] {
-				s.seen[l] = true
-				return l, nil
+		for _, in := range instances {
+			if !s.seen[in.Name()] {
+				return s.logOf(in.Name()), nil
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return "", fmt.Errorf("no log appears: %w", ctx.Err())
+			return "", fmt.Errorf("no instance appears: %w", ctx.Err())
 		case <-time.After(look):
 		}
 	}
+}
+
+// logs has a directory for each instance.
+func (s *started) logs() string { return filepath.Join(s.StateDir, "log", "instances", org) }
+
+// logOf is where an instance's container writes; newLog gives it no more.
+func (s *started) logOf(instance string) string {
+	s.seen[instance] = true
+	return filepath.Join(s.logs(), instance, "app", "0.log")
 }
 
 // BenchmarkColdStart is the time from the create of a pod to the first instruction of its process, the image pulled anew
@@ -258,7 +269,7 @@ func BenchmarkMassStart(b *testing.B) {
 // shims, and the sandboxes. Kernel threads and what else runs on the machine are not in it.
 func (s *started) used(b *testing.B, what string, n int, f func() error) (time.Duration, error) {
 	all := []string{groupAll, groupRaw, s.Cgroup}
-	parts, sandboxes := s.CPU(), 0.0
+	parts, sandboxes, client := s.CPU(), 0.0, clientSeconds()
 	before, err := s.groups.seconds(all...)
 	if err == nil {
 		sandboxes, err = s.groups.seconds(all[1:]...)
@@ -274,8 +285,8 @@ func (s *started) used(b *testing.B, what string, n int, f func() error) (time.D
 		return 0, err
 	}
 	inside, err := s.groups.seconds(all[1:]...)
-	b.Logf("%s: processor ms an instance: %.1f, sandboxes %.1f, %s, the rest shims and this process", what, (after-before)*1000/float64(n),
-		(inside-sandboxes)*1000/float64(n), cpuSince(s.CPU(), parts, n))
+	b.Logf("%s: processor ms an instance: %.1f, sandboxes %.1f, client %.1f, %s, the rest shims", what, (after-before)*1000/float64(n),
+		(inside-sandboxes)*1000/float64(n), (clientSeconds()-client)*1000/float64(n), cpuSince(s.CPU(), parts, n))
 	return time.Duration((after - before) * float64(time.Second)), err
 }
 
@@ -317,11 +328,6 @@ func (s *started) platformMany(ctx context.Context, class string, n int) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return s.allBegun(ctx, n)
-}
-
-// allBegun waits for n new instances to have written when they began.
-func (s *started) allBegun(ctx context.Context, n int) error {
 	for range n {
 		log, err := s.newLog(ctx)
 		if err != nil {

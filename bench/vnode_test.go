@@ -23,81 +23,107 @@ import (
 // client that writes the same to the same API server: the same pods, each with its token of a service account, each
 // status that the platform wrote in its order, and the events that it has. Both are timed from the first create until every pod
 // is Ready. The sides take turns; the ratio is of their medians.
+//
+// In "apart" the control plane has half of the processors for itself, as it has machines of its own where a virtual node is
+// used: what a second gives is what the API server takes from either. In "together" the platform and the control plane
+// share all processors, and the ratio is that of their work.
 func BenchmarkVirtualNode(b *testing.B) {
-	const n, workers, rounds = 500, 16, 7
 	p := platform.Start(b, platform.Options{Kubernetes: true, Engine: "memory", Set: []string{"log.level=info", "kubelet.clusterDNS=[127.0.0.1]"}})
-	cs := kubeClient(b, p.Kubeconfig)
+	v := &vnode{Platform: p, kube: kubeClient(b, p.Kubeconfig)}
 	ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
 	defer cancel()
-	node, err := firstNode(ctx, cs)
+	var err error
+	if v.node, err = firstNode(ctx, v.kube); err != nil {
+		b.Fatal(err)
+	}
+	if err := serviceAccount(ctx, v.kube); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("apart", func(b *testing.B) {
+		apart(b, p)
+		v.compare(ctx, b)
+	})
+	b.Run("together", func(b *testing.B) { v.compare(ctx, b) })
+}
+
+// vnode is a platform with a virtual node, and what was seen of its pods.
+type vnode struct {
+	*platform.Platform
+	kube  kubernetes.Interface
+	node  string
+	wrote *written
+}
+
+// compare measures and reports both sides.
+func (v *vnode) compare(ctx context.Context, b *testing.B) {
+	b.Helper()
+	const n, rounds = 500, 7
+	var ours, bare []time.Duration
+	for range rounds {
+		for _, side := range []struct {
+			name  string
+			start func(ctx context.Context, prefix string, n int) error
+			took  *[]time.Duration
+		}{{"ours", v.ours, &ours}, {"bare", v.bare, &bare}} {
+			calls, cpu := apiRequests(ctx, v.kube), v.CPU()
+			t0 := time.Now()
+			if err := v.ready(ctx, n, func() error { return side.start(ctx, side.name, n) }); err != nil {
+				b.Fatal(err)
+			}
+			took := time.Since(t0)
+			*side.took = append(*side.took, took)
+			b.Logf("%s: %.1f pods/s; requests a pod: %s; processor ms a pod: %s", side.name, float64(n)/took.Seconds(),
+				apiRequests(ctx, v.kube).since(calls, n), cpuSince(v.CPU(), cpu, n))
+			if err := v.kube.CoreV1().Pods("default").DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+				b.Fatal(err)
+			}
+			if err := drain(ctx, v.kube); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	report(b, n/median(ours)*1000, n/median(bare)*1000, "pods/s")
+}
+
+// ready follows what f starts until n pods are Ready, and notes what was written of one.
+func (v *vnode) ready(ctx context.Context, n int, f func() error) error {
+	w, err := follow(ctx, v.kube)
 	if err != nil {
-		b.Fatal(err)
-	}
-	if err := serviceAccount(ctx, cs); err != nil {
-		b.Fatal(err)
-	}
-	spend := func(side string, f func(prefix string) error, round int) time.Duration {
-		calls, cpu := apiRequests(ctx, cs), p.CPU()
-		t0 := time.Now()
-		if err := f(fmt.Sprintf("%s%d", side, round)); err != nil {
-			b.Fatal(err)
-		}
-		took := time.Since(t0)
-		b.Logf("%s: %.1f pods/s; requests a pod: %s; processor ms a pod: %s", side, n/took.Seconds(), apiRequests(ctx, cs).since(calls, n), cpuSince(p.CPU(), cpu, n))
-		if err := cs.CoreV1().Pods("default").DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
-			b.Fatal(err)
-		}
-		if err := drain(ctx, cs); err != nil {
-			b.Fatal(err)
-		}
-		return took
-	}
-	var wrote *written
-	ours := func(prefix string) error {
-		w, err := follow(ctx, cs)
-		if err != nil {
-			return err
-		}
-		defer w.stop()
-		var group errgroup.Group
-		group.SetLimit(workers)
-		for i := range n {
-			group.Go(func() error {
-				_, err := cs.CoreV1().Pods("default").Create(ctx, benchPod(prefix, i, node), metav1.CreateOptions{})
-				return err
-			})
-		}
-		if err := group.Wait(); err != nil {
-			return err
-		}
-		if err := w.wait(ctx, n); err != nil {
-			return err
-		}
-		wrote, err = w.written()
 		return err
 	}
-	bare := func(prefix string) error {
-		w, err := follow(ctx, cs)
-		if err != nil {
-			return err
-		}
-		defer w.stop()
-		var group errgroup.Group
-		group.SetLimit(workers)
-		for i := range n {
-			group.Go(func() error { return wrote.replay(ctx, cs, benchPod(prefix, i, "nobody")) }) // a node that nobody serves
-		}
-		if err := group.Wait(); err != nil {
-			return err
-		}
-		return w.wait(ctx, n)
+	defer w.stop()
+	if err := f(); err != nil {
+		return err
 	}
-	var oursTook, bareTook []time.Duration
-	for i := range rounds {
-		oursTook = append(oursTook, spend("ours", ours, i))
-		bareTook = append(bareTook, spend("bare", bare, i))
+	if err := w.wait(ctx, n); err != nil {
+		return err
 	}
-	report(b, n/median(oursTook)*1000, n/median(bareTook)*1000, "pods/s")
+	v.wrote, err = w.written()
+	return err
+}
+
+// each calls f for the pods of a side, as many at a time as a busy controller.
+func each(n int, f func(i int) error) error {
+	var group errgroup.Group
+	group.SetLimit(16)
+	for i := range n {
+		group.Go(func() error { return f(i) })
+	}
+	return group.Wait()
+}
+
+// ours gives n pods to the virtual node.
+func (v *vnode) ours(ctx context.Context, prefix string, n int) error {
+	return each(n, func(i int) error {
+		_, err := v.kube.CoreV1().Pods("default").Create(ctx, benchPod(prefix, i, v.node), metav1.CreateOptions{})
+		return err
+	})
+}
+
+// bare gives n pods to a node that nobody serves, and writes of them what the virtual node wrote of its own.
+func (v *vnode) bare(ctx context.Context, prefix string, n int) error {
+	wrote := v.wrote
+	return each(n, func(i int) error { return wrote.replay(ctx, v.kube, benchPod(prefix, i, "nobody")) })
 }
 
 func benchPod(prefix string, i int, node string) *corev1.Pod {

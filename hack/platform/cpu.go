@@ -5,24 +5,45 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
 // CPU is the processor time in seconds, since its start, of each role, of each of their children by name, and of the
 // control plane ("devcluster"), the ended children of each included (proc(5), stat: utime, stime, cutime, cstime).
 func (p *Platform) CPU() map[string]float64 {
-	names := map[string]string{}
+	all := map[string]float64{}
+	p.processes(func(name string, _ int, stat []string) {
+		var ticks int64
+		for _, field := range stat[11:15] {
+			if n, err := strconv.ParseInt(field, 10, 64); err == nil {
+				ticks += n
+			}
+		}
+		all[name] += float64(ticks) / 100 // USER_HZ
+	})
+	return all
+}
+
+// Pids are the processes that CPU counts, by the same names.
+func (p *Platform) Pids() map[string][]int {
+	all := map[string][]int{}
+	p.processes(func(name string, pid int, _ []string) { all[name] = append(all[name], pid) })
+	return all
+}
+
+// processes gives the name, the pid and the rest of the stat line of each of the platform's processes.
+func (p *Platform) processes(f func(name string, pid int, stat []string)) {
+	roles := map[int]string{}
 	p.mu.Lock()
 	for role, pr := range p.proc {
-		names[fmt.Sprint(pr.cmd.Process.Pid)] = role
+		roles[pr.cmd.Process.Pid] = role
 	}
 	p.mu.Unlock()
-	all := map[string]float64{}
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
-		return nil
+		return
 	}
-	self := fmt.Sprint(os.Getpid())
 	for _, s := range stats {
 		data, err := os.ReadFile(s)
 		if err != nil {
@@ -33,26 +54,19 @@ func (p *Platform) CPU() map[string]float64 {
 		if open < 0 || end < open {
 			continue
 		}
-		pid, comm, f := strings.TrimSpace(string(data[:open])), string(data[open+1:end]), strings.Fields(string(data[end+1:]))
-		if len(f) < 15 {
+		var pid, parent int
+		comm, stat := string(data[open+1:end]), strings.Fields(string(data[end+1:]))
+		if len(stat) < 15 {
 			continue
 		}
-		name := names[pid]
+		if _, err := fmt.Sscan(string(data[:open])+" "+stat[1], &pid, &parent); err != nil {
+			continue
+		}
 		switch {
-		case name != "":
-		case names[f[1]] != "", f[1] == self && comm == "devcluster":
-			name = comm
-		default:
-			continue
+		case roles[pid] != "":
+			f(roles[pid], pid, stat)
+		case roles[parent] != "", parent == os.Getpid() && comm == "devcluster":
+			f(comm, pid, stat)
 		}
-		var ticks int64
-		for _, field := range f[11:15] {
-			var n int64
-			if _, err := fmt.Sscan(field, &n); err == nil {
-				ticks += n
-			}
-		}
-		all[name] += float64(ticks) / 100 // USER_HZ
 	}
-	return all
 }
