@@ -205,10 +205,10 @@ func instances(b *testing.B) int {
 // platform and of the Kubernetes control plane included, beside the same by raw CRI calls, eight at a time. Instances are
 // asked of the container instance service, as raw CRI calls are asked of containerd; pods go through Kubernetes too, with
 // its scheduler, its objects and its events. The image is there for every side. The platform and the control plane run
-// idle beside the raw side, and are counted there too. Raw calls and instances take turns, three times, and the ratio is of their
+// idle beside the raw side, and are counted there too. Raw calls and instances take turns, five times, and the ratio is of their
 // medians.
 func BenchmarkMassStart(b *testing.B) {
-	const rounds = 3
+	const rounds = 5
 	n := instances(b)
 	s := start(b)
 	service, err := s.service(b.Context())
