@@ -39,6 +39,10 @@ test: ## All tests, real components included (PKGS, TESTFLAGS)
 crash: ## kill -9 of every process at random moments (CRASH_SEED, CRASH_KILLS, CRASH_RUNS)
 	@hack/tools.sh >/dev/null && CRASH_KILLS=$(or $(CRASH_KILLS),25) CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./hack/e2e -run TestCrashes -v -count=$(or $(CRASH_RUNS),5) -timeout 2h
 
+.PHONY: churn
+churn: ## A thousand instances that come and go: their ends, their output, their bill, what they leave (CHURN_INSTANCES, CHURN_SEED)
+	@hack/tools.sh >/dev/null && CHURN_INSTANCES=$(or $(CHURN_INSTANCES),1000) CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./hack/e2e -run TestChurn -v -count=1 -timeout 60m
+
 .PHONY: test-kata
 test-kata: ## Class kata in full, with virtual machines by emulation: all of the engine's suite, 100 MB of logs, pods from kubectl
 	@hack/tools.sh >/dev/null && CUMULET_KATA_ALL=1 CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./internal/testenv ./cis/engine/cri ./hack/e2e -run Kata -v -count=1 -p 1 -timeout 60m

@@ -1,7 +1,7 @@
 // Command app is the quickstart's demo workload: one static binary that can serve, work and count.
 //
 //	app serve [--addr :8080]     answers HTTP with who and where it is, logs each request and a tick a second
-//	app work --lines N           prints N numbered lines and ends (a Job)
+//	app work --lines N           prints N numbered lines and ends (a Job); --exit CODE is how
 //	app env NAME…                prints environment variables and ends
 //	app cat FILE…                prints files and ends
 //	app size                     prints the terminal's rows and columns, and again when they change
@@ -12,6 +12,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net/http"
@@ -30,11 +31,19 @@ func main() {
 		stop()
 		return
 	}
-	if err := run(os.Args[1:]); err != nil {
+	var code exitCode
+	if err := run(os.Args[1:]); errors.As(err, &code) {
+		os.Exit(int(code))
+	} else if err != nil {
 		fmt.Fprintln(os.Stderr, "app:", err)
 		os.Exit(1)
 	}
 }
+
+// exitCode is how the program was asked to end.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
 func run(args []string) error {
 	if len(args) == 0 {
@@ -44,6 +53,7 @@ func run(args []string) error {
 	addr := fs.String("addr", ":8080", "listen address")
 	lines := fs.Int("lines", 10, "lines to print")
 	every := fs.Duration("every", 0, "pause between lines")
+	code := fs.Int("exit", 0, "exit code")
 	if err := fs.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -53,7 +63,10 @@ func run(args []string) error {
 	case "serve":
 		return serve(ctx, *addr)
 	case "work":
-		return work(ctx, *lines, *every)
+		if err := work(ctx, *lines, *every); err != nil || *code == 0 {
+			return err
+		}
+		return exitCode(*code)
 	case "env":
 		for _, name := range fs.Args() {
 			fmt.Printf("%s=%s\n", name, os.Getenv(name))
