@@ -30,8 +30,21 @@ type Options struct {
 	Ended  <-chan struct{}
 }
 
-// recheck is how long Follow trusts the notifications: file systems without them still make progress.
-const recheck = time.Second
+// recheck is how long Follow trusts the notifications: file systems without them still make progress. blindCheck is the time
+// between two looks where there are none: the kernel has 128 watchers for a user unless told otherwise.
+const recheck, blindCheck = time.Second, 100 * time.Millisecond
+
+// watchDir begins to watch a directory; a variable for the test of what happens where that fails.
+var watchDir = func(dir string) (*fsnotify.Watcher, error) {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, err
+	}
+	if err := w.Add(dir); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
+}
 
 // Copy writes the text of the CRI log file at path to w. Both streams go to w in the file's order. Lines that are no
 // CRI record are left out, and so is the beginning of a file that was cut (CutFront). A cancelled ctx is returned as its
@@ -145,15 +158,16 @@ func readRecord(r *bufio.Reader, long *[]byte) (line []byte, n int64, err error)
 
 // follow copies until the container has ended and the end of its file is reached.
 func (c *copier) follow(ctx context.Context) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("follow log: %w", err)
+	check := recheck
+	var events <-chan fsnotify.Event
+	var faults <-chan error
+	if w, err := watchDir(filepath.Dir(c.path)); err != nil {
+		check = blindCheck
+	} else {
+		defer w.Close() //nolint:errcheck // nothing is written through it
+		events, faults = w.Events, w.Errors
 	}
-	defer w.Close() //nolint:errcheck // nothing is written through it
-	if err := w.Add(filepath.Dir(c.path)); err != nil {
-		return fmt.Errorf("follow log: %w", err)
-	}
-	timer := time.NewTimer(recheck)
+	timer := time.NewTimer(check)
 	defer timer.Stop()
 	for {
 		// Asked before the drain: what was written before the end is then read.
@@ -169,28 +183,28 @@ func (c *copier) follow(ctx context.Context) error {
 		if ended {
 			return nil
 		}
-		if err := c.wait(ctx, w, timer); err != nil {
+		timer.Reset(check)
+		if err := c.wait(ctx, events, faults, timer.C); err != nil {
 			return err
 		}
 	}
 }
 
-// wait returns when the file may have changed, the container ended, or recheck has passed.
-func (c *copier) wait(ctx context.Context, w *fsnotify.Watcher, timer *time.Timer) error {
-	timer.Reset(recheck)
+// wait returns when the file may have changed, the container ended, or it is time to look.
+func (c *copier) wait(ctx context.Context, events <-chan fsnotify.Event, faults <-chan error, look <-chan time.Time) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-c.o.Ended:
 			return nil
-		case e := <-w.Events:
+		case e := <-events:
 			if filepath.Base(e.Name) == filepath.Base(c.path) {
 				return nil
 			}
-		case <-w.Errors: //nolint:errcheck // an overflown queue: look at once
+		case <-faults: //nolint:errcheck // an overflown queue: look at once
 			return nil
-		case <-timer.C:
+		case <-look:
 			return nil
 		}
 	}

@@ -179,6 +179,15 @@ func (s *sink) await(t *testing.T, want string) {
 }
 
 func TestFollow(t *testing.T) {
+	t.Run("watched", testFollow)
+	t.Run("blind", func(t *testing.T) {
+		crilog.Blind(t)
+		testFollow(t)
+	})
+}
+
+func testFollow(t *testing.T) {
+	t.Helper()
 	path := write(t, "2026-01-02T00:00:01Z stdout F one\n2026-01-02T00:00:02Z stdout F tw")
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
