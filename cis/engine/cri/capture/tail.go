@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
@@ -27,14 +28,20 @@ func Tail(ctx context.Context, dir string, stream logs.Stream, ended <-chan stru
 	if err != nil {
 		return fmt.Errorf("read output: %w", err)
 	}
-	news, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("read output: %w", err)
+	check := recheck
+	var events <-chan fsnotify.Event
+	var faults <-chan error
+	if news, err := fsnotify.NewWatcher(); err != nil {
+		check = blindCheck // the kernel has no more for this user
+	} else {
+		defer news.Close()
+		if err := news.Add(f.Name()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			check = blindCheck
+		}
+		events, faults = news.Events, news.Errors
 	}
-	defer news.Close()
-	if err := news.Add(f.Name()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("read output: %w", err)
-	}
+	look := time.NewTicker(check)
+	defer look.Stop()
 	for {
 		last := false
 		select {
@@ -58,8 +65,9 @@ func Tail(ctx context.Context, dir string, stream logs.Stream, ended <-chan stru
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-ended:
-		case <-news.Events:
-		case <-news.Errors: //nolint:errcheck // an overflown queue: look at once
+		case <-look.C:
+		case <-events:
+		case <-faults: //nolint:errcheck // an overflown queue: look at once
 		}
 	}
 }
