@@ -335,7 +335,7 @@ func TestLastWordAfterSilence(t *testing.T) {
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	r := &Reaper{Collector: c, Grace: 8 * time.Second, Log: slog.New(slog.DiscardHandler), Ended: func(context.Context, string, string) bool { return true }}
+	r := &Reaper{Collector: c, Grace: time.Second, Patience: 8 * time.Second, Log: slog.New(slog.DiscardHandler), Ended: func(context.Context, string, string) bool { return true }}
 	removed := 0
 	testenv.Eventually(t, time.Minute, func() error {
 		n, err := r.Pass(t.Context())

@@ -22,8 +22,11 @@ type Reaper struct {
 	Collector *Collector
 	// Ended tells whether an instance has ended for good and will write no more. It is asked with names from the path.
 	Ended func(ctx context.Context, org, instance string) bool
-	// Grace is how long the directory rests after its last change; 0 means 10 minutes.
+	// Grace is how long the directory rests after its last change; 0 means a minute. What is there costs Filebeat, though
+	// nothing is written to it: about 65 us/s for a file.
 	Grace time.Duration
+	// Patience is how long nothing more of a directory is shipped before Filebeat is started again; 0 means 10 minutes.
+	Patience time.Duration
 	// Every is how often Run looks; 0 means a minute.
 	Every time.Duration
 	// Keep is how many bytes of a log stay on the node when all of it is shipped; 0 means all. What is not shipped stays
@@ -32,14 +35,15 @@ type Reaper struct {
 	// Log gets what was removed and what failed.
 	Log *slog.Logger
 
-	left  map[string]leftover // at the last pass, by directory
-	acked int64               // all that Filebeat had shipped by then
+	left map[string]leftover // at the last pass, by directory
 }
 
 // leftover is a directory that rests with lines that have not arrived.
 type leftover struct {
-	shipped   int64 // bytes that have
-	restarted bool  // Filebeat has been started again for it
+	shipped   int64     // bytes that have
+	since     time.Time // when this was first so
+	acked     int64     // all that Filebeat had shipped by then
+	restarted bool      // Filebeat has been started again for it
 }
 
 // Run looks every so often until ctx ends; then it returns nil.
@@ -69,7 +73,7 @@ func (r *Reaper) Run(ctx context.Context) error {
 func (r *Reaper) Pass(ctx context.Context) (removed int, err error) {
 	grace := r.Grace
 	if grace <= 0 {
-		grace = 10 * time.Minute
+		grace = time.Minute
 	}
 	root := r.Collector.o.LogRoot
 	dirs, err := filepath.Glob(filepath.Join(root, "*", "*"))
@@ -112,30 +116,40 @@ func (r *Reaper) Pass(ctx context.Context) (removed int, err error) {
 }
 
 // ship starts Filebeat again, once for each directory, when it does not see what is left there: it has nothing to do, or
-// ships others' lines, and from one pass to the next nothing of these.
+// ships others' lines and nothing of these.
 func (r *Reaper) ship(ctx context.Context, left map[string]leftover) {
-	before, acked := r.left, r.acked
+	before := r.left
 	r.left = left
 	if len(left) == 0 {
 		return
 	}
+	patience := r.Patience
+	if patience <= 0 {
+		patience = 10 * time.Minute
+	}
 	st, err := r.Collector.Stats(ctx)
 	if err != nil {
-		return // it is not up
+		return // it is not up: the time begins anew
 	}
-	r.acked = st.Acked
-	works := st.Active == 0 || st.Acked != acked // else it waits for the store
 	var unseen []string
 	for dir, l := range left {
-		was, known := before[dir]
-		l.restarted = was.restarted
-		if works && known && !l.restarted && was.shipped == l.shipped {
+		if was, ok := before[dir]; ok && was.shipped == l.shipped {
+			l = was
+		} else {
+			l.since, l.acked = time.Now(), st.Acked
+		}
+		works := st.Active == 0 || st.Acked != l.acked // else it waits for the store
+		if works && !l.restarted && time.Since(l.since) >= patience {
 			l.restarted = true
 			unseen = append(unseen, dir)
 		}
 		left[dir] = l
 	}
 	if len(unseen) > 0 {
+		for dir, l := range left { // it is for all of them
+			l.since = time.Now()
+			left[dir] = l
+		}
 		r.Log.WarnContext(ctx, "Filebeat leaves lines of ended instances behind; it is started again", "instances", len(unseen), "one", unseen[0])
 		r.Collector.Restart()
 	}
