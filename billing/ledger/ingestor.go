@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,7 +48,13 @@ type Ingestor struct {
 	opts IngestorOptions
 	// wide and deep are when the last passes began that looked further back, and far back.
 	wide, deep time.Time
+	// taken are the lines, by SHA-256, that the last pass found or put into the ledger: the next one, which reads most of
+	// them again, need not look for them there.
+	taken map[[sha256.Size]byte]bool
 }
+
+// maxTaken bounds what is remembered of a pass; what is beyond is looked for in the ledger.
+const maxTaken = 1 << 17
 
 // NewIngestor makes an Ingestor; Run starts it.
 func NewIngestor(l *Ledger, src EventSource, opts IngestorOptions) *Ingestor {
@@ -127,6 +134,7 @@ func (g *Ingestor) Pass(ctx context.Context) (Ingested, error) {
 			c.From = min(newest, now.UnixNano()) - back.Nanoseconds()
 		}
 	}
+	taken := map[[sha256.Size]byte]bool{}
 	for {
 		lines, next, err := g.src.SearchMeter(ctx, time.Unix(0, c.From).UTC(), c.After, g.opts.Batch)
 		if err != nil {
@@ -139,6 +147,7 @@ func (g *Ingestor) Pass(ctx context.Context) (Ingested, error) {
 		} else {
 			c.After = next
 		}
+		lines, known := g.untaken(lines, taken)
 		n, err := g.l.ingest(ctx, lines, func(ctx context.Context, t *tx) error {
 			text, err := json.Marshal(c)
 			if err != nil {
@@ -152,8 +161,9 @@ func (g *Ingestor) Pass(ctx context.Context) (Ingested, error) {
 		if err != nil {
 			return sum, err
 		}
-		sum.New, sum.Known, sum.Quarantined = sum.New+n.New, sum.Known+n.Known, sum.Quarantined+n.Quarantined
+		sum.New, sum.Known, sum.Quarantined = sum.New+n.New, sum.Known+n.Known+known, sum.Quarantined+n.Quarantined
 		if done {
+			g.taken = taken
 			if deep {
 				g.deep = now
 			}
@@ -163,6 +173,22 @@ func (g *Ingestor) Pass(ctx context.Context) (Ingested, error) {
 			return sum, nil
 		}
 	}
+}
+
+// untaken leaves out the lines that the last pass has taken, tells how many those are, and notes all in taken.
+func (g *Ingestor) untaken(lines [][]byte, taken map[[sha256.Size]byte]bool) (left [][]byte, known int) {
+	for _, line := range lines {
+		sum := sha256.Sum256(line)
+		if len(taken) < maxTaken {
+			taken[sum] = true
+		}
+		if g.taken[sum] {
+			known++
+			continue
+		}
+		left = append(left, line)
+	}
+	return left, known
 }
 
 // checkpoint reads the stored one and the newest event's time.

@@ -18,14 +18,16 @@ func (e *Engine) watch(ctx context.Context) {
 	go func() {
 		defer close(done)
 		var strays map[shimProcess]bool
-		for {
+		for n := 0; ; {
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
 				e.relistLogged(ctx)
 			case <-sweep.C:
-				if e.cfg.TaskDir != "" {
+				// They come of a containerd that was killed, and a look costs a read for each process of the machine.
+				lately := time.Since(time.Unix(0, e.connected.Load())) < sweepLately
+				if n++; e.cfg.TaskDir != "" && (lately || len(strays) > 0 || n%sweepRarely == 0) {
 					strays = e.sweep(strays)
 				}
 			}
@@ -55,6 +57,7 @@ func (e *Engine) stream(ctx context.Context) error {
 	if err := e.relist(ctx); err != nil {
 		return fmt.Errorf("relist: %w", err)
 	}
+	e.connected.Store(time.Now().UnixNano())
 	e.hears(true)
 	defer e.hears(false)
 	for {

@@ -276,8 +276,13 @@ func (e *Engine) removeShimSocket(sandbox string) error {
 	return nil
 }
 
-// sweepEvery is the time between two looks for shims that containerd has forgotten.
-const sweepEvery = 10 * time.Second
+// sweepEvery is the time between two looks for shims that containerd has forgotten, for sweepLately after each connection to
+// a containerd, and while there may be one; otherwise it is one in sweepRarely looks.
+const (
+	sweepEvery  = 10 * time.Second
+	sweepLately = 2 * time.Minute
+	sweepRarely = 30
+)
 
 // sweep kills the shims of this containerd that have no bundle, and had none at the look before: containerd was killed
 // when it had just started them, and knows nothing of them. strays are those of the look before; it gives this one's.
