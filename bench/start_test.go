@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -205,7 +206,7 @@ func instances(b *testing.B) int {
 // platform included, and of the Kubernetes control plane where it has a part, beside the same by raw CRI calls, eight at a time. Instances are
 // asked of the container instance service, as raw CRI calls are asked of containerd; pods go through Kubernetes too, with
 // its scheduler, its objects and its events. The image is there for every side. The platform and the control plane run
-// idle beside the raw side, and are not counted there. Raw calls and instances take turns, five times, and the ratio is of their
+// idle beside the raw side, and are not counted there. Raw calls and instances take turns, five times, and the ratios are of their
 // medians.
 func BenchmarkMassStart(b *testing.B) {
 	const rounds = 5
@@ -228,7 +229,7 @@ func BenchmarkMassStart(b *testing.B) {
 			if _, err := s.platformStart(ctx, "warm-"+class, class); err != nil {
 				b.Fatal(err)
 			}
-			var raw, ours []time.Duration
+			var raw, ours []usage
 			b.Run("instances", func(b *testing.B) {
 				for round := range rounds {
 					many := fmt.Sprintf("many-%s-%d", class, round)
@@ -248,7 +249,7 @@ func BenchmarkMassStart(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
-				report(b, median(ours)/1000, median(raw)/1000, "cpu-s")
+				reportUsage(b, ours, raw)
 			})
 			b.Run("pods", func(b *testing.B) {
 				calls := apiRequests(ctx, s.kube)
@@ -263,7 +264,7 @@ func BenchmarkMassStart(b *testing.B) {
 				if err := drain(ctx, s.kube); err != nil {
 					b.Fatal(err)
 				}
-				report(b, ours.Seconds(), median(raw)/1000, "cpu-s")
+				reportUsage(b, []usage{ours}, raw)
 			})
 		})
 	}
@@ -271,7 +272,7 @@ func BenchmarkMassStart(b *testing.B) {
 
 // used is the processor time that f takes: of this process, containerd with its shims, the sandboxes, and those of the
 // platform's processes that counts names. Kernel threads and what else runs on the machine are not in it.
-func (s *started) used(b *testing.B, what string, n int, counts func(process string) bool, f func() error) (time.Duration, error) {
+func (s *started) used(b *testing.B, what string, n int, counts func(process string) bool, f func() error) (usage, error) {
 	all := []string{groupAll, groupRaw, s.Cgroup}
 	parts, sandboxes, client := s.CPU(), 0.0, clientSeconds()
 	before, err := s.groups.seconds(all...)
@@ -282,11 +283,11 @@ func (s *started) used(b *testing.B, what string, n int, counts func(process str
 		err = f()
 	}
 	if err != nil {
-		return 0, err
+		return usage{}, err
 	}
 	after, err := s.groups.seconds(all...)
 	if err != nil {
-		return 0, err
+		return usage{}, err
 	}
 	for name, since := range s.CPU() {
 		if !counts(name) {
@@ -296,7 +297,30 @@ func (s *started) used(b *testing.B, what string, n int, counts func(process str
 	inside, err := s.groups.seconds(all[1:]...)
 	b.Logf("%s: processor ms an instance: %.1f, sandboxes %.1f, client %.1f, %s, the rest shims", what, (after-before)*1000/float64(n),
 		(inside-sandboxes)*1000/float64(n), (clientSeconds()-client)*1000/float64(n), cpuSince(s.CPU(), parts, n))
-	return time.Duration((after - before) * float64(time.Second)), err
+	return usage{all: after - before, sandboxes: inside - sandboxes}, err
+}
+
+// usage is processor time in seconds.
+type usage struct {
+	all, sandboxes float64
+}
+
+// reportUsage reports medians, and beside their ratio that of what a second inside of the sandboxes came with: the work in
+// there is the same on both sides, so that a machine whose speed changes from round to round is not in it.
+func reportUsage(b *testing.B, ours, peer []usage) {
+	b.Helper()
+	middle := func(us []usage, of func(usage) float64) float64 {
+		var all []float64
+		for _, u := range us {
+			all = append(all, of(u))
+		}
+		slices.Sort(all)
+		return all[len(all)/2]
+	}
+	all := func(u usage) float64 { return u.all }
+	steady := func(u usage) float64 { return u.all / u.sandboxes }
+	report(b, middle(ours, all), middle(peer, all), "cpu-s")
+	b.ReportMetric(middle(ours, steady)/middle(peer, steady), "steady-ratio")
 }
 
 // rawMany starts n and waits until each has begun; removing them is not counted for either side.
