@@ -4,9 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -21,17 +19,7 @@ import (
 // TestChurn runs many instances that come and go, sixteen at a time: each must end as its program did, say all that it
 // said, be billed for its life, and leave nothing. CHURN_INSTANCES sets their number; CHURN_SEED repeats a run's choices.
 func TestChurn(t *testing.T) {
-	number := func(name string, otherwise uint64) uint64 {
-		n := otherwise
-		if s := os.Getenv(name); s != "" {
-			var err error
-			if n, err = strconv.ParseUint(s, 10, 32); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return n
-	}
-	n, seed := int(number("CHURN_INSTANCES", 40)), number("CHURN_SEED", uint64(time.Now().UnixNano()%1e9)) //nolint:gosec // small, positive
+	n, seed := int(setting(t, "CHURN_INSTANCES", 40)), setting(t, "CHURN_SEED", uint64(time.Now().UnixNano())) //nolint:gosec // small, positive
 	t.Logf("CHURN_SEED=%d", seed)
 	p := platform.Start(t, platform.Options{})
 	image := p.Push("demo/hello:1")

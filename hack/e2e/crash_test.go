@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -32,20 +30,8 @@ func TestKataCrashes(t *testing.T) {
 
 func crashes(t *testing.T, o platform.Options, classes ...string) {
 	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("CRASH_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	kills := 10
-	if s := os.Getenv("CRASH_KILLS"); s != "" {
-		var err error
-		if kills, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
-		}
-	}
+	seed := setting(t, "CRASH_SEED", uint64(time.Now().UnixNano()))
+	kills := int(setting(t, "CRASH_KILLS", 10)) //nolint:gosec // small
 	t.Logf("CRASH_SEED=%d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 

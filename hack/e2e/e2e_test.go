@@ -5,7 +5,9 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -69,6 +71,20 @@ func instances(t *testing.T, p *platform.Platform) []cis.Instance {
 	}
 	slices.SortFunc(list, func(a, b cis.Instance) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	return list
+}
+
+// setting is a number of the environment, for who repeats or enlarges a run.
+func setting(t *testing.T, name string, otherwise uint64) uint64 {
+	t.Helper()
+	s := os.Getenv(name)
+	if s == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
 }
 
 // numbered is what the demo workload prints for work --lines n.

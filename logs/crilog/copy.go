@@ -11,7 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
+	"cumulet.io/internal/fswatch"
 )
 
 // Options of Copy. The zero value copies the whole file.
@@ -31,20 +31,8 @@ type Options struct {
 }
 
 // recheck is how long Follow trusts the notifications: file systems without them still make progress. blindCheck is the time
-// between two looks where there are none: the kernel has 128 watchers for a user unless told otherwise.
+// between two looks where there are none.
 const recheck, blindCheck = time.Second, 100 * time.Millisecond
-
-// watchDir begins to watch a directory; a variable for the test of what happens where that fails.
-var watchDir = func(dir string) (*fsnotify.Watcher, error) {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return nil, err
-	}
-	if err := w.Add(dir); err != nil {
-		return nil, errors.Join(err, w.Close())
-	}
-	return w, nil
-}
 
 // Copy writes the text of the CRI log file at path to w. Both streams go to w in the file's order. Lines that are no
 // CRI record are left out, and so is the beginning of a file that was cut (CutFront). A cancelled ctx is returned as its
@@ -159,14 +147,11 @@ func readRecord(r *bufio.Reader, long *[]byte) (line []byte, n int64, err error)
 // follow copies until the container has ended and the end of its file is reached.
 func (c *copier) follow(ctx context.Context) error {
 	check := recheck
-	var events <-chan fsnotify.Event
-	var faults <-chan error
-	if w, err := watchDir(filepath.Dir(c.path)); err != nil {
+	news, err := fswatch.Start(filepath.Dir(c.path))
+	if err != nil {
 		check = blindCheck
-	} else {
-		defer w.Close() //nolint:errcheck // nothing is written through it
-		events, faults = w.Events, w.Errors
 	}
+	defer news.Close() //nolint:errcheck // nothing is written through it
 	timer := time.NewTimer(check)
 	defer timer.Stop()
 	for {
@@ -184,25 +169,25 @@ func (c *copier) follow(ctx context.Context) error {
 			return nil
 		}
 		timer.Reset(check)
-		if err := c.wait(ctx, events, faults, timer.C); err != nil {
+		if err := c.wait(ctx, news, timer.C); err != nil {
 			return err
 		}
 	}
 }
 
 // wait returns when the file may have changed, the container ended, or it is time to look.
-func (c *copier) wait(ctx context.Context, events <-chan fsnotify.Event, faults <-chan error, look <-chan time.Time) error {
+func (c *copier) wait(ctx context.Context, news *fswatch.News, look <-chan time.Time) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-c.o.Ended:
 			return nil
-		case e := <-events:
+		case e := <-news.Events:
 			if filepath.Base(e.Name) == filepath.Base(c.path) {
 				return nil
 			}
-		case <-faults: //nolint:errcheck // an overflown queue: look at once
+		case <-news.Errors: //nolint:errcheck // an overflown queue: look at once
 			return nil
 		case <-look:
 			return nil

@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 
+	"cumulet.io/internal/fswatch"
 	"cumulet.io/logs"
 )
 
@@ -29,17 +29,11 @@ func Tail(ctx context.Context, dir string, stream logs.Stream, ended <-chan stru
 		return fmt.Errorf("read output: %w", err)
 	}
 	check := recheck
-	var events <-chan fsnotify.Event
-	var faults <-chan error
-	if news, err := fsnotify.NewWatcher(); err != nil {
-		check = blindCheck // the kernel has no more for this user
-	} else {
-		defer news.Close()
-		if err := news.Add(f.Name()); err != nil && !errors.Is(err, os.ErrNotExist) {
-			check = blindCheck
-		}
-		events, faults = news.Events, news.Errors
+	news, err := fswatch.Start(f.Name())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		check = blindCheck
 	}
+	defer news.Close() //nolint:errcheck // nothing is written through it
 	look := time.NewTicker(check)
 	defer look.Stop()
 	for {
@@ -66,8 +60,8 @@ func Tail(ctx context.Context, dir string, stream logs.Stream, ended <-chan stru
 			return ctx.Err()
 		case <-ended:
 		case <-look.C:
-		case <-events:
-		case <-faults: //nolint:errcheck // an overflown queue: look at once
+		case <-news.Events:
+		case <-news.Errors: //nolint:errcheck // an overflown queue: look at once
 		}
 	}
 }
