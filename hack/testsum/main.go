@@ -1,5 +1,5 @@
 // Command testsum reads `go test -json` on standard input, prints a line for each package, the output of what failed
-// and the reason of each skip, and closes with the counts. Its exit code is 1 when anything failed or nothing ran.
+// and the reason of each skip, what failed once more in short, and closes with the counts. Its exit code is 1 when anything failed or nothing ran.
 package main
 
 import (
@@ -22,6 +22,7 @@ type event struct {
 type result struct {
 	passed, failed int
 	skips          []string
+	failures       []string
 	output         map[string][]string // by package/test
 }
 
@@ -38,6 +39,12 @@ func main() {
 		fmt.Println("\nskipped:")
 		slices.Sort(r.skips)
 		for _, s := range r.skips {
+			fmt.Println("  " + s)
+		}
+	}
+	if len(r.failures) > 0 {
+		fmt.Println("\nfailed:")
+		for _, s := range r.failures {
 			fmt.Println("  " + s)
 		}
 	}
@@ -92,6 +99,10 @@ func (r *result) take(e event, out io.Writer) {
 			r.output[pkg+"\x00"] = nil
 		}
 		name := strings.TrimSpace(key)
+		if e.Test != "" {
+			r.failures = append(r.failures, name)
+			r.failures = append(r.failures, brief(r.output[key])...)
+		}
 		fmt.Fprintf(out, "FAIL  %-60s %6.1fs\n%s\n", name, e.Elapsed, strings.Join(r.output[key], ""))
 	}
 }
@@ -101,9 +112,28 @@ func (r *result) failedBefore(pkg string) bool {
 	return ok
 }
 
+// place is how a message of a test's begins.
+var place = regexp.MustCompile(`^\s*\S+\.go:\d+: `)
+
+// brief is the beginning of each of a test's last messages: which of them are errors, go test does not say.
+func brief(lines []string) []string {
+	const messages, most, width = 8, 6, 300
+	var all [][]string
+	for _, l := range lines {
+		switch l = strings.TrimRight(l, "\n"); {
+		case place.MatchString(l):
+			all = append(all, nil)
+		case len(all) == 0 || !strings.HasPrefix(l, "        ") || len(all[len(all)-1]) == most:
+			continue
+		}
+		m := &all[len(all)-1]
+		*m = append(*m, l[:min(len(l), width)])
+	}
+	return slices.Concat(all[max(0, len(all)-messages):]...)
+}
+
 // reason is what a skipped test said, without its position.
 func reason(lines []string) string {
-	place := regexp.MustCompile(`^\s*\S+\.go:\d+: `)
 	for _, l := range lines {
 		if place.MatchString(l) {
 			return strings.TrimSpace(place.ReplaceAllString(l, ""))

@@ -2,10 +2,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
 
 	"cumulet.io/hack/kata/agent"
 	"cumulet.io/hack/kata/agent/guest"
@@ -29,8 +32,16 @@ func main() {
 // host asks the VM service, at the host's end of the socket device.
 type host struct{}
 
+// dialBound is how long the service may take to answer: Linux gives a connection 2 s, which a host with much else to do
+// can let pass.
+const dialBound = time.Minute
+
 func (host) Call(req sharing.Request) (sharing.Response, error) {
+	began := time.Now()
 	c, err := vsock.Dial(vsock.Host, sharing.Port, nil)
+	for errors.Is(err, unix.ETIMEDOUT) && time.Since(began) < dialBound {
+		c, err = vsock.Dial(vsock.Host, sharing.Port, nil)
+	}
 	if err != nil {
 		return sharing.Response{}, fmt.Errorf("reach the VM service: %w", err)
 	}
