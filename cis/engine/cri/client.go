@@ -155,3 +155,47 @@ func (e *Engine) stopSandbox(ctx context.Context, id string) error {
 	}
 	return err
 }
+
+// patiently makes a call by Engine.start. When ctx ends it is given up after patience; when this engine ends it is left to
+// containerd, for the next life to find (resumeStart, lookUp). A call that is given up has ended for its caller while
+// containerd is at it still, and what containerd then leaves is for Engine.sweep.
+func patiently[T any](ctx context.Context, a *actor, patience time.Duration, f func(context.Context) (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	call, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan answer, 1)
+	a.e.starting.Add(1)
+	go func() {
+		defer a.e.starting.Add(-1)
+		value, err := f(call)
+		done <- answer{value, err}
+	}()
+	defer func() {
+		if a.ctx.Err() == nil {
+			giveUp()
+		}
+	}()
+	var none T
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-a.ctx.Done():
+		return none, a.ctx.Err() // Close of the connection ends the call here, and here alone
+	case <-timer.C:
+	}
+	if err := a.ctx.Err(); err != nil {
+		return none, err
+	}
+	giveUp()
+	r := <-done
+	return r.value, r.err
+}

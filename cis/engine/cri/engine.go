@@ -62,7 +62,7 @@ type Engine struct {
 	grants  *grants          // who may use which cached images
 	watcher *capture.Watcher // of containers' output; nil when there is none
 
-	connected atomic.Int64 // when containerd's events were last connected to, nanoseconds since 1970
+	suspected atomic.Int64 // when something may last have been left behind (suspect), nanoseconds since 1970
 }
 
 var (

@@ -25,9 +25,9 @@ func (e *Engine) watch(ctx context.Context) {
 			case <-tick.C:
 				e.relistLogged(ctx)
 			case <-sweep.C:
-				// They come of a containerd that was killed, and a look costs a read for each process of the machine.
-				lately := time.Since(time.Unix(0, e.connected.Load())) < sweepLately
-				if n++; e.cfg.TaskDir != "" && (lately || len(strays) > 0 || n%sweepRarely == 0) {
+				// A look costs a read for each process of the machine.
+				lately := time.Since(time.Unix(0, e.suspected.Load())) < sweepLately
+				if n++; lately || len(strays) > 0 || n%sweepRarely == 0 {
 					strays = e.sweep(strays)
 				}
 			}
@@ -57,7 +57,7 @@ func (e *Engine) stream(ctx context.Context) error {
 	if err := e.relist(ctx); err != nil {
 		return fmt.Errorf("relist: %w", err)
 	}
-	e.connected.Store(time.Now().UnixNano())
+	e.suspect()
 	e.hears(true)
 	defer e.hears(false)
 	for {

@@ -336,6 +336,23 @@ func (b *bench) deleteAll() {
 	})
 }
 
+// cgroupsLeft are those of instances.
+func (b *bench) cgroupsLeft() []string {
+	var all []string
+	for _, root := range b.cgroup.roots() {
+		dirs, err := os.ReadDir(root)
+		if err != nil {
+			continue // there is none before the first instance
+		}
+		for _, d := range dirs {
+			if d.IsDir() {
+				all = append(all, "cgroup "+filepath.Join(root, d.Name()))
+			}
+		}
+	}
+	return all
+}
+
 // noLeaks checks that ended instances left nothing but logs.
 func (b *bench) noLeaks() {
 	points, err := mounts.In(b.cfg.Root)
@@ -347,16 +364,8 @@ func (b *bench) noLeaks() {
 	if err != nil || len(dirs) > 0 {
 		b.t.Errorf("instance directories left: %v %v", dirs, err)
 	}
-	for _, d := range b.cgroup.dirs("x") {
-		left, err := os.ReadDir(filepath.Dir(d))
-		if err != nil {
-			continue
-		}
-		for _, e := range left {
-			if e.IsDir() {
-				b.t.Errorf("cgroup left: %s/%s", filepath.Dir(d), e.Name())
-			}
-		}
+	for _, g := range b.cgroupsLeft() {
+		b.t.Errorf("left: %s", g)
 	}
 	e, err := New(b.cfg)
 	if err != nil {

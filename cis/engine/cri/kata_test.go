@@ -280,17 +280,5 @@ func (b *bench) leftovers(t *testing.T) []string {
 	for _, v := range vms {
 		all = append(all, "virtual machine "+v.Name())
 	}
-	for _, d := range b.cgroup.dirs("x") {
-		groups, err := os.ReadDir(filepath.Dir(d))
-		if err != nil {
-			continue
-		}
-		for _, g := range groups {
-			if g.IsDir() {
-				all = append(all, "cgroup "+g.Name())
-			}
-		}
-	}
-	slices.Sort(all)
-	return all
+	return append(all, b.cgroupsLeft()...)
 }

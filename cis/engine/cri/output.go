@@ -68,32 +68,12 @@ const (
 	resumeDelay = 100 * time.Millisecond
 )
 
-// callStart asks containerd for a start. One that is not wanted any more is given up; one that is under way when this
-// engine ends is left to containerd, for the next life to find (resumeStart).
+// callStart asks containerd for a start. One that is not wanted any more is given up.
 func (a *actor) callStart(ctx context.Context, id string) error {
-	call, giveUp := context.WithCancel(context.WithoutCancel(ctx))
-	done := make(chan error, 1)
-	a.e.starting.Add(1)
-	go func() {
-		defer a.e.starting.Add(-1)
-		_, err := a.e.start.StartContainer(call, &rt.StartContainerRequest{ContainerId: id})
-		done <- err
-	}()
-	defer func() {
-		if a.ctx.Err() == nil {
-			giveUp()
-		}
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-	}
-	if err := a.ctx.Err(); err != nil {
-		return err // Close of the connection ends the call here, and here alone
-	}
-	giveUp()
-	return <-done
+	_, err := patiently(ctx, a, 0, func(ctx context.Context) (*rt.StartContainerResponse, error) {
+		return a.e.start.StartContainer(ctx, &rt.StartContainerRequest{ContainerId: id})
+	})
+	return err
 }
 
 // resumeStart brings a start to its end that an earlier life of the engine may have asked for, and gives the status then.

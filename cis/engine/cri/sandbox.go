@@ -37,6 +37,10 @@ func (a *actor) makeSandbox() {
 	})
 }
 
+// makeBound is how long the end of an instance waits for the sandbox that is just being made. containerd forgets some of one that
+// it is told to make no more (its shim, or all of it while it runs); one that is made is removed whole.
+const makeBound = 30 * time.Second
+
 // bringUp is the blocking part; it takes the place in the queue of parallel starts.
 func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler string, limits cgroupLimits, again bool) (id string, ips []string, reason string, err error) {
 	select {
@@ -60,8 +64,11 @@ func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler s
 	if err := a.e.cgroup.create(a.id, limits); err != nil {
 		return "", nil, "FailedCreatePodContainer", err
 	}
-	r, err := a.e.rt.RunPodSandbox(ctx, &rt.RunPodSandboxRequest{Config: cfg, RuntimeHandler: handler})
+	r, err := patiently(ctx, a, makeBound, func(ctx context.Context) (*rt.RunPodSandboxResponse, error) {
+		return a.e.start.RunPodSandbox(ctx, &rt.RunPodSandboxRequest{Config: cfg, RuntimeHandler: handler})
+	})
 	if err != nil {
+		a.e.suspect()
 		return "", nil, "FailedCreatePodSandBox", err
 	}
 	st, err := a.e.rt.PodSandboxStatus(ctx, &rt.PodSandboxStatusRequest{PodSandboxId: r.PodSandboxId, Verbose: a.e.cfg.Fence != nil})

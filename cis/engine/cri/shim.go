@@ -275,39 +275,3 @@ func (e *Engine) removeShimSocket(sandbox string) error {
 	}
 	return nil
 }
-
-// sweepEvery is the time between two looks for shims that containerd has forgotten, for sweepLately after each connection to
-// a containerd, and while there may be one; otherwise it is one in sweepRarely looks.
-const (
-	sweepEvery  = 10 * time.Second
-	sweepLately = 2 * time.Minute
-	sweepRarely = 30
-)
-
-// sweep kills the shims of this containerd that have no bundle, and had none at the look before: containerd was killed
-// when it had just started them, and knows nothing of them. strays are those of the look before; it gives this one's.
-func (e *Engine) sweep(strays map[shimProcess]bool) map[shimProcess]bool {
-	all, err := shims()
-	if err != nil {
-		e.log.Warn("shims not looked for", "error", err)
-		return nil
-	}
-	now := map[shimProcess]bool{}
-	for _, s := range all {
-		if s.address != e.cfg.Socket || s.id == "" {
-			continue
-		}
-		if _, err := os.Stat(bundleDir(e.cfg.TaskDir, s.id)); !errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if !strays[s] {
-			now[s] = true
-			continue
-		}
-		e.log.Info("a shim that containerd does not know is killed", "pid", s.pid, "sandbox", s.id)
-		if err := unix.Kill(s.pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			e.log.Warn("shim not killed", "pid", s.pid, "error", err)
-		}
-	}
-	return now
-}

@@ -3,7 +3,9 @@ package cri
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -178,6 +180,46 @@ func TestSweep(t *testing.T) {
 	if _, err := b.run(in.ID, "main", "true"); err != nil || b.sink.last(in.ID).Incarnation != before.Incarnation {
 		t.Errorf("the living one: %v", err)
 	}
+}
+
+// Of instances that are deleted while they start nothing stays, and nothing has to be looked for.
+func TestDeletedWhileStarting(t *testing.T) {
+	b := newBench(t)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	var all []*cis.Instance
+	for i := range 40 {
+		in := instance([]cis.SandboxClass{cis.Runc, cis.GVisor}[i%2], shell("main", "sleep 1000"))
+		if b.env.Has("runsc") || i%2 == 0 {
+			all = append(all, b.ensure(in))
+			time.Sleep(time.Duration(random.IntN(500)) * time.Millisecond) // the moment, and not a wait for anything
+			b.delete(in)
+		}
+	}
+	for _, in := range all {
+		b.sink.wait(t, in.ID, "the end", func(st cis.Status) bool { return st.Phase.Final() })
+	}
+	testenv.Eventually(t, sweepEvery/2, func() error {
+		left := b.cgroupsLeft()
+		list, err := b.listSandboxes(t.Context(), "")
+		for _, s := range list {
+			left = append(left, "sandbox "+s.Id)
+		}
+		running, serr := shims()
+		for _, s := range running {
+			if s.address == b.env.Socket {
+				left = append(left, "shim of "+s.id)
+			}
+		}
+		if err := errors.Join(err, serr); err != nil {
+			return err
+		}
+		if len(left) > 0 {
+			return fmt.Errorf("left: %q", left)
+		}
+		return nil
+	})
 }
 
 // A process that a start which was cut short has left in the instance's cgroup goes with the instance.
