@@ -1,5 +1,6 @@
 // Command testsum reads `go test -json` on standard input, prints a line for each package, the output of what failed
-// and the reason of each skip, what failed once more in short, and closes with the counts. Its exit code is 1 when anything failed or nothing ran.
+// and the reason of each skip, what failed once more in short, and closes with the counts. Its exit code is 1 when anything
+// failed or nothing ran.
 package main
 
 import (

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -62,7 +64,26 @@ func findCgroups(mount, root string) cgroups {
 
 // path is the cgroup of an instance as CRI wants it. Its last element begins with "pod": by that, gVisor's shim knows
 // that the cgroup is the whole sandbox's.
-func (c cgroups) path(id string) string { return c.root + "/pod-" + id }
+func (c cgroups) path(id string) string { return c.root + "/" + podPrefix + id }
+
+const podPrefix = "pod-"
+
+// ids are the instances that have a cgroup in some hierarchy.
+func (c cgroups) ids() []string {
+	found := map[string]bool{}
+	for _, root := range c.roots() {
+		dirs, err := os.ReadDir(root)
+		if err != nil {
+			continue // there is none before the first instance
+		}
+		for _, d := range dirs {
+			if id, ok := strings.CutPrefix(d.Name(), podPrefix); ok && d.IsDir() {
+				found[id] = true
+			}
+		}
+	}
+	return slices.Collect(maps.Keys(found))
+}
 
 // dirs are the directories of an instance's cgroup: one with v2, one for each hierarchy with v1.
 func (c cgroups) dirs(id string) []string {

@@ -156,10 +156,14 @@ func (e *Engine) stopSandbox(ctx context.Context, id string) error {
 	return err
 }
 
-// patiently makes a call by Engine.start. When ctx ends it is given up after patience; when this engine ends it is left to
+// startBound is how long the end of an instance waits for what is just being made or started of it. containerd forgets some of
+// what it is told to make no more (a shim, or a whole sandbox while it runs); what is made is removed whole.
+const startBound = 30 * time.Second
+
+// patiently makes a call by Engine.start. When ctx ends it is given up startBound later; when this engine ends it is left to
 // containerd, for the next life to find (resumeStart, lookUp). A call that is given up has ended for its caller while
 // containerd is at it still, and what containerd then leaves is for Engine.sweep.
-func patiently[T any](ctx context.Context, a *actor, patience time.Duration, f func(context.Context) (T, error)) (T, error) {
+func patiently[T any](ctx context.Context, a *actor, f func(context.Context) (T, error)) (T, error) {
 	type answer struct {
 		value T
 		err   error
@@ -177,23 +181,20 @@ func patiently[T any](ctx context.Context, a *actor, patience time.Duration, f f
 			giveUp()
 		}
 	}()
-	var none T
 	select {
 	case r := <-done:
 		return r.value, r.err
 	case <-ctx.Done():
 	}
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
 	select {
 	case r := <-done:
 		return r.value, r.err
 	case <-a.ctx.Done():
-		return none, a.ctx.Err() // Close of the connection ends the call here, and here alone
-	case <-timer.C:
+	case <-time.After(startBound):
 	}
 	if err := a.ctx.Err(); err != nil {
-		return none, err
+		var none T
+		return none, err // Close of the connection ends the call here, and here alone
 	}
 	giveUp()
 	r := <-done

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -334,6 +336,20 @@ func (b *bench) deleteAll() {
 		}
 		return nil
 	})
+}
+
+// chance is of the seed CUMULET_SEED, or of a new one, which it prints.
+func chance(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("CUMULET_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("CUMULET_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
 }
 
 // cgroupsLeft are those of instances.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -81,13 +80,7 @@ func TestKataLife(t *testing.T) {
 // once, and nothing of it is left.
 func TestKataKills(t *testing.T) {
 	b := newKataBench(t)
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("CUMULET_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
+	random := chance(t)
 	kills := 4
 	if s := os.Getenv("CUMULET_KATA_KILLS"); s != "" {
 		var err error
@@ -95,8 +88,7 @@ func TestKataKills(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("CUMULET_SEED=%d CUMULET_KATA_KILLS=%d", seed, kills)
-	random := rand.New(rand.NewPCG(seed, 0))
+	t.Logf("CUMULET_KATA_KILLS=%d", kills)
 	bill := b.metered(t)
 	before := b.leftovers(t)
 	traces := &traces{}

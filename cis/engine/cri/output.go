@@ -68,9 +68,9 @@ const (
 	resumeDelay = 100 * time.Millisecond
 )
 
-// callStart asks containerd for a start. One that is not wanted any more is given up.
+// callStart asks containerd for a start.
 func (a *actor) callStart(ctx context.Context, id string) error {
-	_, err := patiently(ctx, a, 0, func(ctx context.Context) (*rt.StartContainerResponse, error) {
+	_, err := patiently(ctx, a, func(ctx context.Context) (*rt.StartContainerResponse, error) {
 		return a.e.start.StartContainer(ctx, &rt.StartContainerRequest{ContainerId: id})
 	})
 	return err

@@ -37,10 +37,6 @@ func (a *actor) makeSandbox() {
 	})
 }
 
-// makeBound is how long the end of an instance waits for the sandbox that is just being made. containerd forgets some of one that
-// it is told to make no more (its shim, or all of it while it runs); one that is made is removed whole.
-const makeBound = 30 * time.Second
-
 // bringUp is the blocking part; it takes the place in the queue of parallel starts.
 func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler string, limits cgroupLimits, again bool) (id string, ips []string, reason string, err error) {
 	select {
@@ -64,7 +60,7 @@ func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler s
 	if err := a.e.cgroup.create(a.id, limits); err != nil {
 		return "", nil, "FailedCreatePodContainer", err
 	}
-	r, err := patiently(ctx, a, makeBound, func(ctx context.Context) (*rt.RunPodSandboxResponse, error) {
+	r, err := patiently(ctx, a, func(ctx context.Context) (*rt.RunPodSandboxResponse, error) {
 		return a.e.start.RunPodSandbox(ctx, &rt.RunPodSandboxRequest{Config: cfg, RuntimeHandler: handler})
 	})
 	if err != nil {

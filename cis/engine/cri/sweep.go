@@ -3,8 +3,6 @@ package cri
 import (
 	"errors"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,19 +64,7 @@ func (e *Engine) sweepShims(strays map[shimProcess]bool) map[shimProcess]bool {
 // sweepCgroups removes those of instances that have ended here: a runtime that was at work still has made them anew, and what
 // is in them is nobody's.
 func (e *Engine) sweepCgroups() {
-	ids := map[string]bool{}
-	for _, root := range e.cgroup.roots() {
-		dirs, err := os.ReadDir(root)
-		if err != nil {
-			continue // there is none before the first instance
-		}
-		for _, d := range dirs {
-			if id, ok := strings.CutPrefix(d.Name(), filepath.Base(e.cgroup.path(""))); ok && d.IsDir() {
-				ids[id] = true
-			}
-		}
-	}
-	for id := range ids {
+	for _, id := range e.cgroup.ids() {
 		e.mu.Lock()
 		ended := e.ended.has(id)
 		e.mu.Unlock()

@@ -2,10 +2,11 @@ package cri
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +18,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
+	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cumulet.io/cis"
 	"cumulet.io/internal/testenv"
@@ -53,35 +56,72 @@ func TestKillDuringStart(t *testing.T) {
 	}
 }
 
-// The engine ends while containerd starts a container: the start goes on without it, and the container runs once.
+// The engine ends while containerd makes a sandbox or starts a container: that goes on without it, and the container runs once.
 func TestEngineEndsDuringStart(t *testing.T) {
 	b := newBench(t)
 	for class := range b.cfg.Handlers {
-		t.Run(string(class), func(t *testing.T) {
-			var all []*cis.Instance
-			for n := range 5 {
-				in := instance(class, shell("main", "echo began; sleep 1; echo done"))
-				in.Spec.RestartPolicy = corev1.RestartPolicyNever
-				all = append(all, b.ensure(in))
-				for b.starting.Load() == 0 && b.sink.last(in.ID).Phase != cis.Running && t.Context().Err() == nil {
-					time.Sleep(time.Millisecond)
+		for _, call := range []string{"RunPodSandbox", "StartContainer"} {
+			t.Run(string(class)+"/"+call, func(t *testing.T) {
+				begun := make(chan string, 100)
+				b.start = announced{b.start, call, begun}
+				var all []*cis.Instance
+				for n := range 5 {
+					in := instance(class, shell("main", "echo began; sleep 1; echo done"))
+					in.Spec.RestartPolicy = corev1.RestartPolicyNever
+					all = append(all, b.ensure(in))
+					for id := ""; id != in.ID; { // those of before are started, too
+						select {
+						case id = <-begun:
+						case <-time.After(time.Minute):
+							t.Fatalf("no %s for %s", call, in.ID)
+						}
+					}
+					time.Sleep(time.Duration(n) * 20 * time.Millisecond) // at another moment of it each time
+					b.stop()
+					live := slices.DeleteFunc(slices.Clone(all), func(in *cis.Instance) bool { return b.sink.last(in.ID).Phase.Final() })
+					b.up()
+					b.start = announced{b.start, call, begun}
+					if err := b.Sync(t.Context(), live); err != nil {
+						t.Fatal(err)
+					}
 				}
-				time.Sleep(time.Duration(n) * 20 * time.Millisecond) // at another moment of it each time
-				b.stop()
-				live := slices.DeleteFunc(slices.Clone(all), func(in *cis.Instance) bool { return b.sink.last(in.ID).Phase.Final() })
-				b.restart(live...)
-			}
-			for _, in := range all {
-				st := b.sink.waitPhase(t, in.ID, cis.Succeeded)
-				if st.Incarnation != 1 || st.Containers[0].RestartCount != 0 {
-					t.Errorf("%+v", st)
+				for _, in := range all {
+					st := b.sink.waitPhase(t, in.ID, cis.Succeeded)
+					if st.Incarnation != 1 || st.Containers[0].RestartCount != 0 {
+						t.Errorf("%+v", st)
+					}
+					if got := b.logText(in.ID, "main"); got != "began\ndone\n" {
+						t.Errorf("log %q", got)
+					}
 				}
-				if got := b.logText(in.ID, "main"); got != "began\ndone\n" {
-					t.Errorf("log %q", got)
-				}
-			}
-		})
+			})
+		}
 	}
+}
+
+// announced is the service, which says of each call of one kind for which instance it is, just before it is made.
+type announced struct {
+	rt.RuntimeServiceClient
+	call  string
+	begun chan<- string
+}
+
+func (a announced) RunPodSandbox(ctx context.Context, r *rt.RunPodSandboxRequest, opts ...grpc.CallOption) (*rt.RunPodSandboxResponse, error) {
+	if a.call == "RunPodSandbox" {
+		a.begun <- r.Config.Metadata.Uid
+	}
+	return a.RuntimeServiceClient.RunPodSandbox(ctx, r, opts...)
+}
+
+func (a announced) StartContainer(ctx context.Context, r *rt.StartContainerRequest, opts ...grpc.CallOption) (*rt.StartContainerResponse, error) {
+	if a.call == "StartContainer" {
+		st, err := a.ContainerStatus(ctx, &rt.ContainerStatusRequest{ContainerId: r.ContainerId})
+		if err != nil {
+			return nil, err
+		}
+		a.begun <- st.Status.Labels[labelInstance]
+	}
+	return a.RuntimeServiceClient.StartContainer(ctx, r, opts...)
 }
 
 // A server on the loopback interface of a runc sandbox can be reached; a port where nobody listens is an error.
@@ -185,17 +225,14 @@ func TestSweep(t *testing.T) {
 // Of instances that are deleted while they start nothing stays, and nothing has to be looked for.
 func TestDeletedWhileStarting(t *testing.T) {
 	b := newBench(t)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	random := chance(t)
+	classes := slices.Sorted(maps.Keys(b.cfg.Handlers))
 	var all []*cis.Instance
 	for i := range 40 {
-		in := instance([]cis.SandboxClass{cis.Runc, cis.GVisor}[i%2], shell("main", "sleep 1000"))
-		if b.env.Has("runsc") || i%2 == 0 {
-			all = append(all, b.ensure(in))
-			time.Sleep(time.Duration(random.IntN(500)) * time.Millisecond) // the moment, and not a wait for anything
-			b.delete(in)
-		}
+		in := b.ensure(instance(classes[i%len(classes)], shell("main", "sleep 1000")))
+		all = append(all, in)
+		time.Sleep(time.Duration(random.IntN(500)) * time.Millisecond) // the moment, and not a wait for anything
+		b.delete(in)
 	}
 	for _, in := range all {
 		b.sink.wait(t, in.ID, "the end", func(st cis.Status) bool { return st.Phase.Final() })
