@@ -111,10 +111,10 @@ func (e *Engine) listContainers(ctx context.Context, id string) ([]*rt.Container
 }
 
 // removeSandbox stops and removes a sandbox with all that is in it; one that is gone is fine. The shim of a sandbox that
-// was just being made when containerd was killed may wait for ever; then it is killed.
+// was just being made when containerd was killed may wait for ever, or have a record that it cannot read; then it is killed.
 func (e *Engine) removeSandbox(ctx context.Context, id string) error {
 	err := e.stopSandbox(ctx, id)
-	if status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil {
+	if err != nil && status.Code(err) != codes.Unavailable && ctx.Err() == nil {
 		e.log.Warn("sandbox does not stop, its shim is killed", "sandbox", id, "error", err)
 		if err = e.killShims(ctx, id); err == nil {
 			err = e.stopSandbox(ctx, id)

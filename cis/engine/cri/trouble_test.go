@@ -195,6 +195,29 @@ func TestStuckShim(t *testing.T) {
 	b.sink.waitPhase(t, in.ID, cis.Failed)
 }
 
+// gVisor's record of a sandbox, cut short by a kill of containerd while it was written, does not keep the sandbox.
+func TestBrokenRecord(t *testing.T) {
+	b := newBench(t)
+	if !b.env.Has("runsc") {
+		t.Skip("no gVisor")
+	}
+	in := instance(cis.GVisor, shell("main", "sleep 1000"))
+	in.Spec.RestartPolicy = corev1.RestartPolicyNever
+	b.ensure(in)
+	b.sink.waitPhase(t, in.ID, cis.Running)
+	list, err := b.listSandboxes(t.Context(), in.ID)
+	if err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	id := list[0].Id
+	record := filepath.Join(b.cfg.Runsc.Root, criNamespace, id+"_sandbox:"+id+".state")
+	if err := os.Truncate(record, 0); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, 30*time.Second, func() error { return b.removeSandbox(t.Context(), id) })
+	b.sink.waitPhase(t, in.ID, cis.Failed)
+}
+
 // A shim that containerd has forgotten is killed, others are not.
 func TestSweep(t *testing.T) {
 	b := newBench(t)
