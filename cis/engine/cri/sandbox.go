@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -60,9 +62,18 @@ func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler s
 	if err := a.e.cgroup.create(a.id, limits); err != nil {
 		return "", nil, "FailedCreatePodContainer", err
 	}
-	r, err := patiently(ctx, a, func(ctx context.Context) (*rt.RunPodSandboxResponse, error) {
+	run := func(ctx context.Context) (*rt.RunPodSandboxResponse, error) {
 		return a.e.start.RunPodSandbox(ctx, &rt.RunPodSandboxRequest{Config: cfg, RuntimeHandler: handler})
-	})
+	}
+	r, err := patiently(ctx, a, run)
+	for reserved(err) {
+		// An earlier life of this engine has asked for it. It is listed when it is made, and nothing of it may go before.
+		sleep(ctx, time.Second)
+		if err := a.clearSandboxes(ctx); err != nil {
+			return "", nil, "FailedCreatePodSandBox", err
+		}
+		r, err = patiently(ctx, a, run)
+	}
 	if err != nil {
 		a.e.suspect()
 		return "", nil, "FailedCreatePodSandBox", err
@@ -79,6 +90,11 @@ func (a *actor) bringUp(ctx context.Context, cfg *rt.PodSandboxConfig, handler s
 		return "", nil, "FailedMount", err
 	}
 	return r.PodSandboxId, ips, "", nil
+}
+
+// reserved tells that a sandbox was not made because one of its name is being made, or there.
+func reserved(err error) bool {
+	return status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "reserve sandbox name")
 }
 
 func (a *actor) sandboxMade(cfg *rt.PodSandboxConfig, id string, ips []string, reason string, err error) {
