@@ -214,6 +214,10 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 		if status.Code(err) == codes.Unavailable {
 			return a.afterLostStart(ctx, name, r.ContainerId, attempt, err)
 		}
+		if gone(ctx, a.e.cfg.TaskDir, sandbox) {
+			// containerd has not heard yet: gVisor's shim ends when containerd, killed, was away for its events.
+			return "", stageLost, err
+		}
 		return r.ContainerId, stageCreated, err
 	}
 	return r.ContainerId, stageStarted, nil

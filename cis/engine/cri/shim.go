@@ -27,7 +27,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// shimDialTimeout bounds connecting to a shim's socket, which is on this machine.
+// shimDialTimeout bounds connecting to a shim's socket, which is on this machine, and a question after its state.
 const shimDialTimeout = 5 * time.Second
 
 // maxBundleFile bounds what is read of a file of a container's bundle, bytes.
@@ -128,6 +128,22 @@ func (s *shim) ended(ctx context.Context) (*exitRecord, error) {
 		return nil, nil
 	}
 	return s.wait(ctx)
+}
+
+// gone tells whether a container is known not to run: it has no bundle, nobody is at its shim's socket, or the shim says so.
+func gone(ctx context.Context, taskDir, id string) bool {
+	if taskDir == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, shimDialTimeout)
+	defer cancel()
+	s, err := openShim(ctx, taskDir, id)
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
+	}
+	defer s.close() //nolint:errcheck // nothing was written
+	st, err := s.state(ctx)
+	return status.Code(err) == codes.NotFound || err == nil && st == task.Status_STOPPED
 }
 
 func (s *shim) state(ctx context.Context) (task.Status, error) {
