@@ -17,7 +17,7 @@ func (e *Engine) watch(ctx context.Context) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		var strays map[shimProcess]bool
+		var found strays
 		for n := 0; ; {
 			select {
 			case <-ctx.Done():
@@ -27,8 +27,8 @@ func (e *Engine) watch(ctx context.Context) {
 			case <-sweep.C:
 				// A look costs a read for each process of the machine.
 				lately := time.Since(time.Unix(0, e.suspected.Load())) < sweepLately
-				if n++; lately || len(strays) > 0 || n%sweepRarely == 0 {
-					strays = e.sweep(strays)
+				if n++; lately || found.any() || n%sweepRarely == 0 {
+					found = e.sweep(ctx, found)
 				}
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -23,36 +24,52 @@ import (
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cumulet.io/cis"
+	"cumulet.io/internal/mounts"
 	"cumulet.io/internal/testenv"
 )
 
-// containerd is killed while instances start: each of them comes up once, none fails, none is doubled.
+// containerd is killed at random moments while instances start: each of them comes up once, none fails, none is doubled, and
+// nothing is left of what was cut short. CUMULET_SEED repeats a run's choices.
 func TestKillDuringStart(t *testing.T) {
 	b := newBench(t)
-	var all []*cis.Instance
-	for range 8 {
-		in := instance(cis.Runc, shell("main", "trap 'exit 0' TERM; while :; do sleep 0.1; done"))
-		in.Spec.RestartPolicy = corev1.RestartPolicyNever
-		all = append(all, b.ensure(in))
-	}
-	b.sink.waitPhase(t, all[0].ID, cis.Running) // the others are on their way
-	b.env.Kill()
-	b.env.Ready()
-	for _, in := range all {
-		st := b.sink.waitPhase(t, in.ID, cis.Running)
-		if st.Incarnation != 1 || st.Containers[0].RestartCount != 0 {
-			t.Errorf("%+v", st)
+	random := chance(t)
+	classes := slices.Sorted(maps.Keys(b.cfg.Handlers))
+	before := b.leftovers(t)
+	for range 3 {
+		var all []*cis.Instance
+		for i := range 6 {
+			in := instance(classes[i%len(classes)], shell("main", "trap 'exit 0' TERM; while :; do sleep 0.1; done"))
+			in.Spec.RestartPolicy = corev1.RestartPolicyNever
+			all = append(all, b.ensure(in))
 		}
-	}
-	list, err := b.listContainers(t.Context(), "")
-	if err != nil || len(list) != len(all) {
-		t.Errorf("%d containers, want %d: %v", len(list), len(all), err)
-	}
-	for _, in := range all {
-		b.delete(in)
-	}
-	for _, in := range all {
-		b.sink.waitPhase(t, in.ID, cis.Succeeded)
+		time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond) // the moment, and not a wait for anything
+		b.env.Kill()
+		b.env.Ready()
+		for _, in := range all {
+			st := b.sink.waitPhase(t, in.ID, cis.Running)
+			if st.Incarnation != 1 || st.Containers[0].RestartCount != 0 {
+				t.Errorf("%+v", st)
+			}
+			if _, err := b.run(in.ID, "main", "true"); err != nil {
+				t.Error(err)
+			}
+		}
+		list, err := b.listContainers(t.Context(), "")
+		if err != nil || len(list) != len(all) {
+			t.Errorf("%d containers, want %d: %v", len(list), len(all), err)
+		}
+		for _, in := range all {
+			b.delete(in)
+		}
+		for _, in := range all {
+			b.sink.waitPhase(t, in.ID, cis.Succeeded)
+		}
+		testenv.Eventually(t, 3*sweepEvery, func() error {
+			if left := beyond(b.leftovers(t), before); len(left) > 0 {
+				return fmt.Errorf("left:\n%s", strings.Join(left, "\n"))
+			}
+			return nil
+		})
 	}
 }
 
@@ -63,7 +80,8 @@ func TestEngineEndsDuringStart(t *testing.T) {
 		for _, call := range []string{"RunPodSandbox", "StartContainer"} {
 			t.Run(string(class)+"/"+call, func(t *testing.T) {
 				begun := make(chan string, 100)
-				b.start = announced{b.start, call, begun}
+				announce := func(id string) { begun <- id }
+				b.start = announced{b.start, call, announce}
 				var all []*cis.Instance
 				for n := range 5 {
 					in := instance(class, shell("main", "echo began; sleep 1; echo done"))
@@ -80,7 +98,7 @@ func TestEngineEndsDuringStart(t *testing.T) {
 					b.stop()
 					live := slices.DeleteFunc(slices.Clone(all), func(in *cis.Instance) bool { return b.sink.last(in.ID).Phase.Final() })
 					b.up()
-					b.start = announced{b.start, call, begun}
+					b.start = announced{b.start, call, announce}
 					if err := b.Sync(t.Context(), live); err != nil {
 						t.Fatal(err)
 					}
@@ -99,16 +117,54 @@ func TestEngineEndsDuringStart(t *testing.T) {
 	}
 }
 
+// A sandbox has gone when its first container is to start, and containerd has not heard of it: the instance gets another one, and
+// has not failed.
+func TestSandboxGoneBeforeStart(t *testing.T) {
+	b := newBench(t)
+	if !b.env.Has("runsc") {
+		t.Skip("no gVisor")
+	}
+	b.cfg.StopBound = 2 * time.Second
+	b.restart()
+	var once sync.Once
+	lose := func(id string) {
+		list, err := b.listSandboxes(t.Context(), id)
+		if err != nil || len(list) != 1 {
+			t.Errorf("%d sandboxes: %v", len(list), err)
+			return
+		}
+		// As it is while containerd cleans up after a shim that has died.
+		if err := os.Remove(b.gvisorRecord(list[0].Id)); err != nil {
+			t.Error(err)
+		}
+	}
+	b.start = announced{b.start, "StartContainer", func(id string) { once.Do(func() { lose(id) }) }}
+	in := instance(cis.GVisor, shell("main", "sleep 1000"))
+	in.Spec.RestartPolicy = corev1.RestartPolicyNever
+	b.ensure(in)
+	if st := b.sink.waitPhase(t, in.ID, cis.Running); st.Incarnation != 1 || st.Containers[0].RestartCount != 0 {
+		t.Errorf("%+v", st)
+	}
+	if _, err := b.run(in.ID, "main", "true"); err != nil {
+		t.Error(err)
+	}
+}
+
+// gvisorRecord is the file in which gVisor's runtime has noted what it knows of a sandbox.
+func (b *bench) gvisorRecord(sandbox string) string {
+	return filepath.Join(b.cfg.Runsc.Root, criNamespace, sandbox+"_sandbox:"+sandbox+".state")
+}
+
 // announced is the service, which says of each call of one kind for which instance it is, just before it is made.
 type announced struct {
 	rt.RuntimeServiceClient
 	call  string
-	begun chan<- string
+	begin func(instance string)
 }
 
 func (a announced) RunPodSandbox(ctx context.Context, r *rt.RunPodSandboxRequest, opts ...grpc.CallOption) (*rt.RunPodSandboxResponse, error) {
 	if a.call == "RunPodSandbox" {
-		a.begun <- r.Config.Metadata.Uid
+		a.begin(r.Config.Metadata.Uid)
 	}
 	return a.RuntimeServiceClient.RunPodSandbox(ctx, r, opts...)
 }
@@ -119,7 +175,7 @@ func (a announced) StartContainer(ctx context.Context, r *rt.StartContainerReque
 		if err != nil {
 			return nil, err
 		}
-		a.begun <- st.Status.Labels[labelInstance]
+		a.begin(st.Status.Labels[labelInstance])
 	}
 	return a.RuntimeServiceClient.StartContainer(ctx, r, opts...)
 }
@@ -209,16 +265,14 @@ func TestBrokenRecord(t *testing.T) {
 	if err != nil || len(list) != 1 {
 		t.Fatal(list, err)
 	}
-	id := list[0].Id
-	record := filepath.Join(b.cfg.Runsc.Root, criNamespace, id+"_sandbox:"+id+".state")
-	if err := os.Truncate(record, 0); err != nil {
+	if err := os.Truncate(b.gvisorRecord(list[0].Id), 0); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, 30*time.Second, func() error { return b.removeSandbox(t.Context(), id) })
+	testenv.Eventually(t, 30*time.Second, func() error { return b.removeSandbox(t.Context(), list[0].Id) })
 	b.sink.waitPhase(t, in.ID, cis.Failed)
 }
 
-// A shim that containerd has forgotten is killed, others are not.
+// Shims, bundles and network namespaces that containerd has forgotten go, others do not.
 func TestSweep(t *testing.T) {
 	b := newBench(t)
 	in := b.ensure(instance(cis.Runc, shell("main", "sleep 1000")))
@@ -230,12 +284,40 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { syscall.Kill(-stray.Process.Pid, syscall.SIGKILL) }) // with its sleep
-	strays := b.sweep(nil)
-	if len(strays) != 1 {
-		t.Errorf("%v", strays)
+	var left []string
+	for _, name := range []string{"fedcba9876543210", ".fedcba9876543211"} {
+		dir := bundleDir(b.cfg.TaskDir, name)
+		left = append(left, dir)
+		rootfs := filepath.Join(dir, "rootfs")
+		if err := os.MkdirAll(rootfs, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", rootfs, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if strays = b.sweep(strays); len(strays) != 0 {
-		t.Errorf("%v", strays)
+	network := filepath.Join(networkDir(b.cfg.TaskDir), "cni-test")
+	left = append(left, network)
+	if err := errors.Join(os.WriteFile(network, nil, 0o600), unix.Mount("/proc/self/ns/net", network, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	found := b.sweep(t.Context(), strays{})
+	if len(found.shims) != 1 || len(found.bundles) != 2 || len(found.namespaces) != 1 {
+		t.Errorf("%v", found)
+	}
+	if found = b.sweep(t.Context(), found); found.any() {
+		t.Errorf("%v", found)
+	}
+	for _, path := range left {
+		if points, err := mounts.In(path); err != nil || len(points) != 0 {
+			t.Error(points, err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Error(path, err)
+		}
+	}
+	if points, err := mounts.In(filepath.Dir(network)); err != nil || len(points) != 1 {
+		t.Errorf("the living one's network: %v %v", points, err)
 	}
 	if err := stray.Wait(); err == nil || stray.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 		t.Errorf("%v", err)
