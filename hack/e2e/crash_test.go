@@ -57,6 +57,7 @@ func crashes(t *testing.T, o platform.Options, classes ...string) {
 		run(t, p, m, "apply", "-f", "-")
 	}
 	victims := append(platform.Roles(), "containerd", "filebeat")
+	var downBefore []string
 	deleted := map[string]bool{} // while processes are killed; what of such a pod ever ran is open
 	for n := range kills {
 		apply(n)
@@ -68,8 +69,8 @@ func crashes(t *testing.T, o platform.Options, classes ...string) {
 		var down []string
 		for range 1 + rnd.IntN(4)/3 { // now and then two at once
 			v := victims[rnd.IntN(len(victims))]
-			// Who alone has heard how a container ended must not die with the only other one (docs/cis.md, limits).
-			if v == "containerd" && slices.Contains(down, "control") || v == "control" && slices.Contains(down, "containerd") {
+			// Who alone has heard how a container ended must not die with the only other one, nor before that is back (docs/cis.md, limits).
+			if v == "containerd" && slices.Contains(slices.Concat(down, downBefore), "control") || v == "control" && slices.Contains(down, "containerd") {
 				continue
 			}
 			killed := !slices.Contains(down, v) && p.Kill(v)
@@ -84,6 +85,7 @@ func crashes(t *testing.T, o platform.Options, classes ...string) {
 				p.Run(v)
 			}
 		}
+		downBefore = down
 	}
 	for _, r := range platform.Roles() {
 		p.Ready(r)

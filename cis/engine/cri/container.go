@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,8 +128,8 @@ func (a *actor) start(c *container, img imageInfo) {
 				a.begin(c, s, attempt)
 				a.info(c.spec.Name, "Started", "Container started")
 				at := time.Now()
-				if early.GetStartedAt() > 0 {
-					at = time.Unix(0, early.StartedAt)
+				if started := cmp.Or(early.GetStartedAt(), early.GetFinishedAt()); started > 0 {
+					at = time.Unix(0, started)
 				}
 				a.runs(c, at, false)
 				if early.GetState() == rt.ContainerState_CONTAINER_EXITED {
@@ -208,14 +209,11 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 		return "", stageNone, err
 	}
 	if err := a.startContainer(ctx, r.ContainerId, name, attempt); err != nil {
-		if a.e.down(ctx, sandbox) {
-			return "", stageLost, err
-		}
 		if status.Code(err) == codes.Unavailable {
-			return a.afterLostStart(ctx, name, r.ContainerId, attempt, err)
+			return a.afterLostStart(ctx, name, r.ContainerId, sandbox, attempt, err)
 		}
-		if gone(ctx, a.e.cfg.TaskDir, sandbox) {
-			// containerd has not heard yet: gVisor's shim ends when containerd, killed, was away for its events.
+		// containerd may not have heard yet: gVisor's shim ends when containerd, killed, was away for its events.
+		if a.e.down(ctx, sandbox) || gone(ctx, a.e.cfg.TaskDir, sandbox) {
 			return "", stageLost, err
 		}
 		return r.ContainerId, stageCreated, err
@@ -224,14 +222,18 @@ func (a *actor) launch(ctx context.Context, name, old, sandbox string, sandboxCf
 }
 
 // afterLostStart finds out what became of a start whose answer was lost, because containerd was restarted.
-func (a *actor) afterLostStart(ctx context.Context, name, id string, attempt int, err error) (string, stage, error) {
+func (a *actor) afterLostStart(ctx context.Context, name, id, sandbox string, attempt int, err error) (string, stage, error) {
 	wait, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// It may run, and end before containerd is back.
 	a.box.post(func() { a.watchExit(wait, a.byName(name), id) })
+	if a.e.down(ctx, sandbox) {
+		return "", stageLost, err
+	}
 	st, serr := a.e.rt.ContainerStatus(ctx, &rt.ContainerStatusRequest{ContainerId: id})
 	if serr == nil && (st.Status.State == rt.ContainerState_CONTAINER_RUNNING || st.Status.State == rt.ContainerState_CONTAINER_EXITED &&
 		!a.neverRan(st.Status, name, attempt)) {
+		a.box.post(func() { a.see(st.Status) }) // containerd may have been away for long
 		return id, stageUnsure, nil
 	}
 	if serr == nil && st.Status.State == rt.ContainerState_CONTAINER_UNKNOWN {

@@ -145,6 +145,7 @@ type memMeter struct {
 	mu      sync.Mutex
 	started map[string]int
 	running map[string]int
+	markAt  map[string]time.Time
 	stopped map[string]string
 	stopAt  map[string]time.Time
 }
@@ -161,10 +162,11 @@ type oneMeter struct {
 	id string
 }
 
-func (o oneMeter) MarkRunning(time.Time) error {
+func (o oneMeter) MarkRunning(at time.Time) error {
 	o.m.mu.Lock()
 	defer o.m.mu.Unlock()
 	o.m.running[o.id]++
+	o.m.markAt[o.id] = at
 	return nil
 }
 
@@ -215,7 +217,8 @@ func newKataBench(t *testing.T) *bench {
 func newBenchWith(t *testing.T, console string, options ...func(*containerd.Config)) *bench {
 	t.Helper()
 	env := testenv.Containerd(t, options...)
-	b := &bench{t: t, env: env, unmeter: func() {}, sink: newSink(), meter: &memMeter{started: map[string]int{}, running: map[string]int{}, stopped: map[string]string{}, stopAt: map[string]time.Time{}}}
+	b := &bench{t: t, env: env, unmeter: func() {}, sink: newSink(), meter: &memMeter{started: map[string]int{}, running: map[string]int{}, markAt: map[string]time.Time{},
+		stopped: map[string]string{}, stopAt: map[string]time.Time{}}}
 	b.cfg = Config{Socket: env.Socket, TaskDir: env.Daemon.TaskDir(), Root: filepath.Join(env.Dir, "engine"), LogRoot: filepath.Join(env.Dir, "pods"), Node: "node-1", Region: "r1",
 		HostIP: "127.0.0.1", Handlers: map[cis.SandboxClass]string{cis.Runc: "runc"},
 		Unavailable: map[cis.SandboxClass]string{cis.Kata: "the host has no KVM"}, Sink: b.sink, Meter: b.meter, CgroupRoot: cgroupRoot(env),

@@ -24,6 +24,7 @@ import (
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cumulet.io/cis"
+	"cumulet.io/cis/engine/cri/capture"
 	"cumulet.io/internal/mounts"
 	"cumulet.io/internal/testenv"
 )
@@ -147,6 +148,39 @@ func TestSandboxGoneBeforeStart(t *testing.T) {
 	}
 	if _, err := b.run(in.ID, "main", "true"); err != nil {
 		t.Error(err)
+	}
+}
+
+// containerd is killed when a container has just begun, before it has said so, and comes back when the container has ended: that has
+// run from its start to its end, and the meter is told so.
+func TestLostAnswer(t *testing.T) {
+	const away = 3 * time.Second
+	b := newBench(t)
+	service := b.start
+	for class := range b.cfg.Handlers {
+		t.Run(string(class), func(t *testing.T) {
+			begun := make(chan string, 10) // some for tries after the first
+			b.start = announced{service, "StartContainer", func(id string) { begun <- id }}
+			in := instance(class, shell("main", "echo begun; sleep 1"))
+			in.Spec.RestartPolicy = corev1.RestartPolicyNever
+			b.ensure(in)
+			<-begun
+			output := filepath.Join(b.instanceDir(in.ID), "output", "main", "0")
+			for deadline := time.Now().Add(time.Minute); !capture.Written(output); time.Sleep(100 * time.Microsecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the container has not begun")
+				}
+			}
+			b.env.Down()
+			time.Sleep(away)
+			b.env.Up()
+			b.sink.waitPhase(t, in.ID, cis.Succeeded)
+			b.meter.mu.Lock()
+			defer b.meter.mu.Unlock()
+			if began, end := b.meter.markAt[in.ID], b.meter.stopAt[in.ID]; end.Sub(began) < 900*time.Millisecond || end.Sub(began) > away {
+				t.Errorf("ran for %v: marked at %v, stopped at %v", end.Sub(began), began, end)
+			}
+		})
 	}
 }
 
