@@ -127,10 +127,49 @@ func stamp(ctx context.Context, log string) (time.Time, error) {
 }
 
 // median of durations in milliseconds.
-func median(ds []time.Duration) float64 {
-	if len(ds) == 0 {
+func median(ds []time.Duration) float64 { return middle(milliseconds(ds)) }
+
+func milliseconds(ds []time.Duration) []float64 {
+	all := make([]float64, len(ds))
+	for i, d := range ds {
+		all[i] = float64(d.Microseconds()) / 1000
+	}
+	return all
+}
+
+// middle is the median, of an even number of values between the two in the middle; 0 of none.
+func middle(values []float64) float64 {
+	n := len(values)
+	if n == 0 {
 		return 0
 	}
-	sorted := slices.Sorted(slices.Values(ds))
-	return float64(sorted[len(sorted)/2].Microseconds()) / 1000
+	sorted := slices.Sorted(slices.Values(values))
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
+// turns has both sides take their turns n times, each the first in every other round: a machine gets slower, or faster, from one
+// turn to the next, and so does containerd with what it has done. An even n gives neither side more of that.
+func turns(n int, ours, peer func(round int) error) error {
+	for round := range n {
+		first, second := ours, peer
+		if round%2 == 1 {
+			first, second = peer, ours
+		}
+		if err := first(round); err != nil {
+			return err
+		}
+		if err := second(round); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ratio is the median of those of each round: what the machine does from round to round is in both sides of one.
+func ratio(ours, peer []float64) float64 {
+	all := make([]float64, len(ours))
+	for i := range ours {
+		all[i] = ours[i] / peer[i]
+	}
+	return middle(all)
 }

@@ -163,7 +163,7 @@ func BenchmarkSandbox(b *testing.B) {
 					s.end(b, in)
 					theirs = append(theirs, s.theirs(b, class, handler, fmt.Sprintf("%s%d", class, i)))
 				}
-				report(b, median(ours), median(theirs), "ms")
+				report(b, median(ours), median(theirs), "ms", median(ours)/median(theirs))
 				b.ReportMetric(s.idleMiB(b, class), "idle-MiB")
 			}
 			b.ReportMetric(0, "ns/op")
