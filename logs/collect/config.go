@@ -29,7 +29,7 @@ type Options struct {
 	User, Password string
 	// CAFile is a PEM file to trust for Store, "" for the system's.
 	CAFile string
-	// Scan is how often new files are looked for; 0 means 1 s.
+	// Scan is how often new files are looked for; 0 means 2 s.
 	Scan time.Duration
 
 	idle time.Duration // idleTimeout, but for tests
@@ -57,7 +57,7 @@ func (o *Options) check() error {
 		o.idle = idleTimeout
 	}
 	if o.Scan <= 0 {
-		o.Scan = time.Second
+		o.Scan = 2 * time.Second
 	}
 	for name, dir := range map[string]string{"Dir": o.Dir, "LogRoot": o.LogRoot, "MeterDir": o.MeterDir} {
 		// Filebeat takes these as patterns and expands variables in them.
@@ -148,7 +148,7 @@ func (o *Options) config() ([]byte, error) {
 		"filebeat.registry.flush": "1s",
 		"filebeat.registry.path":  "registry",
 		"path":                    object{"home": o.Dir, "config": o.Dir, "data": o.Dir + "/data", "logs": o.Dir + "/logs"},
-		"queue.mem":               object{"events": 8192, "flush.min_events": 1024, "flush.timeout": "200ms"},
+		"queue.mem":               object{"events": 8192, "flush.min_events": 1024, "flush.timeout": "500ms"},
 		"output.elasticsearch": object{
 			"hosts": []string{o.Store}, "username": o.User, "password": "${" + passwordEnv + "}",
 			"index":             "logs-%{+yyyy.MM.dd}",

@@ -293,7 +293,7 @@ func TestLastWordAfterSilence(t *testing.T) {
 	store.start()
 	t.Cleanup(store.kill)
 	c, err := New(Options{Binary: binary, Dir: filepath.Join(dir, "fb"), LogRoot: filepath.Join(dir, "logs"), MeterDir: filepath.Join(dir, "meter"),
-		Store: "http://" + store.addr, User: "collector", Password: "write-secret", idle: 3 * time.Second}, slog.New(slog.DiscardHandler))
+		Store: "http://" + store.addr, User: "collector", Password: "write-secret", Scan: time.Second, idle: 3 * time.Second}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

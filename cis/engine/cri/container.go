@@ -114,7 +114,6 @@ func (a *actor) start(c *container, img imageInfo) {
 	if c.waitReason != "CrashLoopBackOff" {
 		c.waitReason, c.waitMessage = "", ""
 	}
-	c.rec.ImageID, c.rec.ImageRef = img.id, img.ref
 	c.busy, c.killing = true, false
 	old, sandbox, sandboxCfg := c.id, a.sandboxID, a.sandboxCfg
 	a.do(a.makeCtx, func(ctx context.Context) func() {
@@ -125,7 +124,7 @@ func (a *actor) start(c *container, img imageInfo) {
 			delete(a.early, s)
 			switch {
 			case stage == stageStarted || stage == stageUnsure:
-				a.begin(c, s, attempt)
+				a.begin(c, s, attempt, img)
 				a.info(c.spec.Name, "Started", "Container started")
 				at := time.Now()
 				if started := cmp.Or(early.GetStartedAt(), early.GetFinishedAt()); started > 0 {
@@ -142,7 +141,7 @@ func (a *actor) start(c *container, img imageInfo) {
 				a.lost = true
 			case stage == stageCreated:
 				// It was made and could not be started: that is an attempt which failed.
-				a.begin(c, s, attempt)
+				a.begin(c, s, attempt, img)
 				c.startedAt = time.Now()
 				a.warn(c.spec.Name, "Failed", "Error: "+message(err))
 				a.exited(c, corev1.ContainerStateTerminated{ExitCode: 128, Reason: "StartError", Message: message(err),
@@ -163,12 +162,13 @@ func (a *actor) start(c *container, img imageInfo) {
 }
 
 // begin counts an attempt that containerd has made.
-func (a *actor) begin(c *container, id string, attempt int) {
+func (a *actor) begin(c *container, id string, attempt int, img imageInfo) {
 	if c.rec.Terminated != nil {
 		c.rec.Previous = c.rec.Terminated
 	}
 	c.rec.Terminated, c.rec.Started = nil, false
 	c.rec.Attempt, c.rec.Incarnation, c.rec.ID, c.id = attempt, a.rec.Incarnation, id, id
+	c.rec.ImageID, c.rec.ImageRef = img.id, img.ref
 	if c.rec.exit(id) == nil {
 		c.rec.Exit = nil // an earlier attempt's
 	}

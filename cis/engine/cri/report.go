@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,7 +15,8 @@ import (
 )
 
 // reporter brings one instance's statuses and events to the Sink, in order, each repeated until the Sink took it. A
-// status that has not been sent gives way to the next one of the same phase, because a status is whole.
+// status that has not been sent gives way to the next one of the same phase, because a status is whole. One that says only how a
+// start goes on is held back for a while, in which most instances run, and gives way to any.
 type reporter struct {
 	id   string
 	sink engine.Sink
@@ -31,7 +33,11 @@ type reporter struct {
 type report struct {
 	status *cis.Status
 	event  *cis.Event
+	after  time.Time // the moment before which it is not sent, with what is behind it; zero for none
 }
+
+// held is how long a status of a start that goes on waits for the next one.
+const held = 300 * time.Millisecond
 
 // maxReports bounds the queue while the Sink is away; then events are dropped, the oldest first, and no status.
 const maxReports = 500
@@ -47,12 +53,22 @@ func (r *reporter) status(st cis.Status) {
 	if r.last != nil && reflect.DeepEqual(*r.last, st) {
 		return
 	}
+	x := report{status: &st}
+	if r.last != nil && r.last.Phase == st.Phase && st.Phase == cis.Starting {
+		x.after = time.Now().Add(held)
+	}
 	r.last = &st
+	r.queue = slices.DeleteFunc(r.queue, func(q report) bool {
+		if !q.after.IsZero() && !x.after.IsZero() {
+			x.after = q.after // it has waited already
+		}
+		return !q.after.IsZero()
+	})
 	if n := len(r.queue); n > 0 && r.queue[n-1].status != nil && r.queue[n-1].status.Phase == st.Phase {
-		r.queue[n-1].status = &st
+		r.queue[n-1] = report{status: &st}
 		return
 	}
-	r.add(report{status: &st})
+	r.add(x)
 }
 
 func (r *reporter) event(ev cis.Event) {
@@ -82,22 +98,17 @@ func (r *reporter) add(x report) {
 
 func (r *reporter) run(ctx context.Context) {
 	for {
-		r.mu.Lock()
-		var x report
-		if len(r.queue) > 0 {
-			x = r.queue[0]
-			r.queue = r.queue[1:]
-		}
-		r.mu.Unlock()
-		if x == (report{}) {
+		x, wait := r.next()
+		if x == nil {
 			select {
 			case <-ctx.Done():
 				return
 			case <-r.kick:
+			case <-wait:
 			}
 			continue
 		}
-		if !r.send(ctx, x) {
+		if !r.send(ctx, *x) {
 			return
 		}
 		if x.status != nil && x.status.Phase.Final() {
@@ -107,6 +118,21 @@ func (r *reporter) run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// next takes the first of the queue. When there is none yet, it gives when to ask again, nil for not before a kick.
+func (r *reporter) next() (*report, <-chan time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.queue) == 0 {
+		return nil, nil
+	}
+	x := r.queue[0]
+	if d := time.Until(x.after); d > 0 {
+		return nil, time.After(d)
+	}
+	r.queue = r.queue[1:]
+	return &x, nil
 }
 
 func (r *reporter) send(ctx context.Context, x report) bool {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"log/slog"
+	"slices"
 
 	"github.com/distribution/reference"
 	corev1 "k8s.io/api/core/v1"
@@ -180,6 +181,49 @@ func TestReporter(t *testing.T) {
 		if len(r.queue) != 0 {
 			t.Errorf("%d left", len(r.queue))
 		}
+		cancel()
+		<-done
+	})
+}
+
+// A status of a start that goes on is held back for a while, and never sent when another one comes in that time.
+func TestReporterHoldsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		sink := newSink()
+		r := newReporter("i-1", sink, slog.New(slog.DiscardHandler))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			r.run(ctx)
+		}()
+		report := func(p cis.Phase, n int64) { r.status(cis.Status{Phase: p, Incarnation: n}) }
+		expect := func(events int, want ...int64) {
+			t.Helper()
+			synctest.Wait()
+			var got []int64
+			for _, s := range sink.all("i-1") {
+				got = append(got, s.Incarnation)
+			}
+			if n := len(sink.eventsOf("i-1")); !slices.Equal(got, want) || n != events {
+				t.Errorf("statuses %v and %d events, want %v and %d", got, n, want, events)
+			}
+		}
+		report(cis.Starting, 1)
+		expect(0, 1)
+		report(cis.Starting, 2)
+		time.Sleep(held / 2)
+		report(cis.Starting, 3)
+		r.event(cis.Event{Instance: "i-1", Reason: "Behind"})
+		expect(0, 1)
+		time.Sleep(held / 2)
+		expect(1, 1, 3)
+		report(cis.Starting, 4)
+		r.event(cis.Event{Instance: "i-1", Reason: "Started"})
+		report(cis.Running, 5)
+		expect(2, 1, 3, 5)
+		report(cis.Running, 6) // whether it is ready is told at once
+		expect(2, 1, 3, 5, 6)
 		cancel()
 		<-done
 	})
