@@ -89,6 +89,7 @@ type actor struct {
 	stopConsole  context.CancelFunc
 	upAt         time.Time // when the sandbox came up
 	lost         bool      // the sandbox is gone, another one is needed
+	losses       int       // of sandboxes in a row in which no container could be started
 	containers   []*container
 	images       map[string]*imageState
 	early        map[string]*rt.ContainerStatus // statuses of containers whose operation has not reported yet

@@ -138,7 +138,7 @@ func (a *actor) start(c *container, img imageInfo) {
 				}
 			case a.ctx.Err() != nil:
 			case stage == stageLost:
-				a.lost = true
+				a.loseSandbox(err)
 			case stage == stageCreated:
 				// It was made and could not be started: that is an attempt which failed.
 				a.begin(c, s, attempt, img)
@@ -169,6 +169,7 @@ func (a *actor) begin(c *container, id string, attempt int, img imageInfo) {
 	c.rec.Terminated, c.rec.Started = nil, false
 	c.rec.Attempt, c.rec.Incarnation, c.rec.ID, c.id = attempt, a.rec.Incarnation, id, id
 	c.rec.ImageID, c.rec.ImageRef = img.id, img.ref
+	a.losses = 0
 	if c.rec.exit(id) == nil {
 		c.rec.Exit = nil // an earlier attempt's
 	}

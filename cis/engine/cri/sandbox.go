@@ -126,6 +126,20 @@ func (a *actor) clearSandboxes(ctx context.Context) error {
 	return err
 }
 
+// loseSandbox has the sandbox replaced, in which a container could not be started. Once is what a kill of containerd leaves; what
+// is lost again and again is told, and waits longer each time.
+func (a *actor) loseSandbox(err error) {
+	if a.lost {
+		return // another container has said so
+	}
+	a.lost = true
+	if a.losses++; a.losses == 1 {
+		return
+	}
+	a.sandboxTry = time.Now().Add(min(time.Second<<min(a.losses-2, 5), 30*time.Second))
+	a.warn("", "SandboxChanged", "Instance sandbox changed, it will be killed and re-created: "+message(err))
+}
+
 // replaceSandbox removes a lost sandbox and lets the next one be made, when something is left to run.
 func (a *actor) replaceSandbox() {
 	if a.sandbox == sandboxMaking || a.sandbox == sandboxRemoving || a.busy() {

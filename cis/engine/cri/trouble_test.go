@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -119,7 +118,7 @@ func TestEngineEndsDuringStart(t *testing.T) {
 }
 
 // A sandbox has gone when its first container is to start, and containerd has not heard of it: the instance gets another one, and
-// has not failed.
+// has not failed. When that goes, too, its user is told.
 func TestSandboxGoneBeforeStart(t *testing.T) {
 	b := newBench(t)
 	if !b.env.Has("runsc") {
@@ -127,8 +126,11 @@ func TestSandboxGoneBeforeStart(t *testing.T) {
 	}
 	b.cfg.StopBound = 2 * time.Second
 	b.restart()
-	var once sync.Once
+	left := 2
 	lose := func(id string) {
+		if left--; left < 0 {
+			return
+		}
 		list, err := b.listSandboxes(t.Context(), id)
 		if err != nil || len(list) != 1 {
 			t.Errorf("%d sandboxes: %v", len(list), err)
@@ -139,7 +141,7 @@ func TestSandboxGoneBeforeStart(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	b.start = announced{b.start, "StartContainer", func(id string) { once.Do(func() { lose(id) }) }}
+	b.start = announced{b.start, "StartContainer", lose}
 	in := instance(cis.GVisor, shell("main", "sleep 1000"))
 	in.Spec.RestartPolicy = corev1.RestartPolicyNever
 	b.ensure(in)
@@ -148,6 +150,9 @@ func TestSandboxGoneBeforeStart(t *testing.T) {
 	}
 	if _, err := b.run(in.ID, "main", "true"); err != nil {
 		t.Error(err)
+	}
+	if !b.sink.hasEvent(in.ID, "SandboxChanged") {
+		t.Error("the second loss is not told")
 	}
 }
 
