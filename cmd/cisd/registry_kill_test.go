@@ -67,17 +67,9 @@ type killed struct {
 // kill -9 of `cisd registry` at random moments under pushes and pulls: no acknowledged blob, tag or file is lost, no upload
 // that is not finished is seen, and uploads resume where they were.
 func TestRegistryKilled(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("CUMULET_TEST_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("CUMULET_TEST_SEED=%d", seed)
 	k := newKilled(t)
-	k.random, k.blob = rand.New(rand.NewPCG(seed, 0)), make([]byte, 8<<20) //nolint:gosec // moments, not secrets
-	_, _ = rand.NewChaCha8([32]byte{byte(seed)}).Read(k.blob)              //nolint:errcheck // it never fails
+	k.random, k.blob = testenv.Random(t), make([]byte, 8<<20)
+	_, _ = rand.NewChaCha8([32]byte{byte(k.random.Uint32())}).Read(k.blob) //nolint:errcheck // it never fails
 	const kills = 6
 	for round := range kills {
 		k.start()

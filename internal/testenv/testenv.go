@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -126,6 +127,20 @@ func FreePort(t testing.TB) int {
 	}
 	t.Fatal("find a free port: none in 100 tries")
 	return 0
+}
+
+// Random makes a test's choices: by the seed CUMULET_TEST_SEED, to repeat a run, or by a new one. It is printed.
+func Random(t testing.TB) *rand.Rand {
+	t.Helper()
+	seed := rand.Uint64()
+	if text := os.Getenv("CUMULET_TEST_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("CUMULET_TEST_SEED: %v", err)
+		}
+	}
+	t.Logf("CUMULET_TEST_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // moments, not secrets
 }
 
 // Eventually calls f until it returns nil, and fails the test with f's last

@@ -4,12 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,20 +19,6 @@ import (
 	"cumulet.io/registry/gos/gostest"
 	"cumulet.io/registry/gos/tracker"
 )
-
-// seeded gives randomness whose seed is printed, and taken from CUMULET_TEST_SEED.
-func seeded(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed := rand.Uint64()
-	if text := os.Getenv("CUMULET_TEST_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("CUMULET_TEST_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
 
 // The first byte of a blob that another region has comes one round trip and 50 ms later at most, on connections that
 // are there.
@@ -149,7 +133,7 @@ func TestOneSourceRead(t *testing.T) {
 // A source that dies at any byte, for good or for a moment, or gives other bytes, never makes a client believe that it
 // has the blob when it has not.
 func TestSourceDies(t *testing.T) {
-	random := seeded(t)
+	random := testenv.Random(t)
 	w := newWorld(t, tracker.Config{}, "a", "b", "c")
 	a := w.node("a", 0)
 	const size = 300_000

@@ -15,6 +15,7 @@ import (
 
 	"cumulet.io/internal/problem"
 	"cumulet.io/internal/sqldb/sqldbtest"
+	"cumulet.io/internal/testenv"
 	"cumulet.io/registry/gos"
 	"cumulet.io/registry/gos/gostest"
 	"cumulet.io/registry/gos/tracker"
@@ -133,7 +134,7 @@ func TestCollectorSoak(t *testing.T) {
 }
 
 func collectorSoak(t *testing.T, address string) {
-	random := seeded(t)
+	random := testenv.Random(t)
 	const lease, presign = time.Hour, 10 * time.Minute
 	c := &clock{}
 	c.ms.Store(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli())

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -12,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -90,15 +88,7 @@ func TestKilledUnderPushes(t *testing.T) {
 }
 
 func killedUnderPushes(t *testing.T, s3URL string) {
-	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("CUMULET_TEST_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("CUMULET_TEST_SEED=%d", seed)
-	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // moments, not secrets
+	random := testenv.Random(t)
 	dir := t.TempDir()
 	h := &hub{t: t, host: fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t))}
 	h.url = "http://" + h.host
