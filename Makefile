@@ -48,7 +48,7 @@ test-kata: ## Class kata in full, with virtual machines by emulation: all of the
 	@hack/tools.sh >/dev/null && CUMULET_KATA_ALL=1 CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./internal/testenv ./cis/engine/cri ./hack/e2e -run Kata -v -count=1 -p 1 -timeout 60m
 
 .PHONY: kata-kills
-kata-kills: ## kill -9 of virtual machines and all that is about them, and what is left then (CUMULET_SEED, CUMULET_KATA_KILLS)
+kata-kills: ## kill -9 of virtual machines and all that is about them, and what is left then (CUMULET_TEST_SEED, CUMULET_KATA_KILLS)
 	@hack/tools.sh >/dev/null && CUMULET_KATA_KILLS=$(or $(CUMULET_KATA_KILLS),100) CUMULET_REQUIRE_TOOLS=1 PATH="$$(hack/tools.sh --print-bin):$$PATH" go test ./cis/engine/cri -run TestKataKills -v -count=1 -timeout 90m
 
 .PHONY: test-kata-host

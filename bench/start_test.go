@@ -144,11 +144,11 @@ func BenchmarkColdStart(b *testing.B) {
 	s := start(b)
 	for class, handler := range map[string]string{"runc": "runc", "gvisor": "runsc"} {
 		b.Run(class, func(b *testing.B) {
-			const starts = 10
+			const rounds = 10
 			ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
 			defer cancel()
 			var ours, raws []time.Duration
-			for i := range starts {
+			for i := range rounds {
 				if err := s.raw.forget(ctx, s.Registry+"/"); err != nil {
 					b.Fatal(err)
 				}

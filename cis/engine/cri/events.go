@@ -27,7 +27,7 @@ func (e *Engine) watch(ctx context.Context) {
 			case <-sweep.C:
 				// A look costs a read for each process of the machine.
 				lately := time.Since(time.Unix(0, e.suspected.Load())) < sweepLately
-				if n++; lately || found.any() || n%sweepRarely == 0 {
+				if n++; lately || len(found) > 0 || n%sweepRarely == 0 {
 					found = e.sweep(ctx, found)
 				}
 			}

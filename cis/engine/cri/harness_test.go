@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -339,37 +337,6 @@ func (b *bench) deleteAll() {
 		}
 		return nil
 	})
-}
-
-// chance is of the seed CUMULET_SEED, or of a new one, which it prints.
-func chance(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("CUMULET_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("CUMULET_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
-
-// cgroupsLeft are those of instances.
-func (b *bench) cgroupsLeft() []string {
-	var all []string
-	for _, root := range b.cgroup.roots() {
-		dirs, err := os.ReadDir(root)
-		if err != nil {
-			continue // there is none before the first instance
-		}
-		for _, d := range dirs {
-			if d.IsDir() {
-				all = append(all, "cgroup "+filepath.Join(root, d.Name()))
-			}
-		}
-	}
-	return all
 }
 
 // noLeaks checks that ended instances left nothing but logs.

@@ -58,12 +58,12 @@ func (r *reporter) status(st cis.Status) {
 		x.after = time.Now().Add(held)
 	}
 	r.last = &st
-	r.queue = slices.DeleteFunc(r.queue, func(q report) bool {
-		if !q.after.IsZero() && !x.after.IsZero() {
-			x.after = q.after // it has waited already
+	if i := slices.IndexFunc(r.queue, func(q report) bool { return !q.after.IsZero() }); i >= 0 {
+		if !x.after.IsZero() {
+			x.after = r.queue[i].after // it has waited already
 		}
-		return !q.after.IsZero()
-	})
+		r.queue = slices.Delete(r.queue, i, i+1)
+	}
 	if n := len(r.queue); n > 0 && r.queue[n-1].status != nil && r.queue[n-1].status.Phase == st.Phase {
 		r.queue[n-1] = report{status: &st}
 		return

@@ -29,66 +29,76 @@ const (
 // suspect has the next looks taken: containerd has been started again, or has not made a sandbox that it was asked for.
 func (e *Engine) suspect() { e.suspected.Store(time.Now().UnixNano()) }
 
-// strays are what a look found of which containerd knows nothing: it goes when the next look finds it so, too.
-type strays struct {
-	shims      map[shimProcess]bool
-	bundles    map[string]bool // by name of their directory
-	namespaces map[string]bool // of the network, by name of their file
+// stray is something on this machine of which containerd knows nothing: a shim, a bundle or a network namespace.
+type stray struct {
+	kind, name string
+	pid        int // a shim's
 }
 
-func (s strays) any() bool { return len(s.shims)+len(s.bundles)+len(s.namespaces) > 0 }
+// strays are what a look found, each with how it is removed. That goes which the next look finds so, too.
+type strays map[stray]func() error
 
 // sweep removes the cgroups, shims, bundles and network namespaces that starts have left which were cut short. It is given the strays
 // of the look before, and gives its own.
 func (e *Engine) sweep(ctx context.Context, before strays) strays {
 	e.sweepCgroups()
 	if e.cfg.TaskDir == "" {
-		return strays{} // that containerd is its operator's
+		return nil // that containerd is its operator's
 	}
-	all, err := shims()
+	found, err := e.strays(namespaces.WithNamespace(ctx, criNamespace))
 	if err != nil {
-		e.log.Warn("shims not looked for", "error", err)
-		return strays{}
+		e.log.Warn("not all that starts may have left is looked for", "error", err)
 	}
-	all = slices.DeleteFunc(all, func(s shimProcess) bool { return s.address != e.cfg.Socket || s.id == "" })
-	ctx = namespaces.WithNamespace(ctx, criNamespace)
-	return strays{shims: e.sweepShims(all, before.shims), bundles: e.sweepBundles(ctx, all, before.bundles),
-		namespaces: e.sweepNetworks(ctx, before.namespaces)}
-}
-
-// sweepShims kills the shims of this containerd that have no bundle, and had none at the look before: containerd was killed,
-// or told to make the sandbox no more, when it had just started them, and knows nothing of them.
-func (e *Engine) sweepShims(all []shimProcess, before map[shimProcess]bool) map[shimProcess]bool {
-	now := map[shimProcess]bool{}
-	for _, s := range all {
-		if _, err := os.Stat(bundleDir(e.cfg.TaskDir, s.id)); !errors.Is(err, os.ErrNotExist) {
+	now := strays{}
+	for s, remove := range found {
+		if before[s] == nil {
+			now[s] = remove
 			continue
 		}
-		if !before[s] {
-			now[s] = true
-			continue
-		}
-		e.log.Info("a shim that containerd does not know is killed", "pid", s.pid, "sandbox", s.id)
-		err := unix.Kill(s.pid, unix.SIGKILL)
-		if err == nil || errors.Is(err, unix.ESRCH) {
-			err = e.removeShimSocket(s.id)
-		}
-		if err != nil {
-			e.log.Warn("shim not removed", "pid", s.pid, "sandbox", s.id, "error", err)
+		e.log.Info("what containerd does not know is removed", "kind", s.kind, "name", s.name)
+		if err := remove(); err != nil {
+			e.log.Warn("stray not removed", "kind", s.kind, "name", s.name, "error", err)
 		}
 	}
 	return now
 }
 
-// sweepBundles removes the bundles of this containerd, with what is mounted in them, that have neither a shim nor a container, and
-// had none at the look before. containerd gives one up whose mount is in use still, as by a start that goes on while it,
-// started again, cleans up after the one before (its Bundle.Delete and atomicDelete).
-func (e *Engine) sweepBundles(ctx context.Context, all []shimProcess, before map[string]bool) map[string]bool {
+// strays looks for all kinds; with an error it gives those of the others.
+func (e *Engine) strays(ctx context.Context) (strays, error) {
+	all, err := shims()
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(s shimProcess) bool { return s.address != e.cfg.Socket || s.id == "" })
+	found := strays{}
+	e.strayShims(found, all)
+	return found, errors.Join(e.strayBundles(ctx, found, all), e.strayNetworks(ctx, found))
+}
+
+// strayShims are those of this containerd that have no bundle: containerd was killed, or told to make the sandbox no more, when it
+// had just started them, and knows nothing of them.
+func (e *Engine) strayShims(found strays, all []shimProcess) {
+	for _, s := range all {
+		if _, err := os.Stat(bundleDir(e.cfg.TaskDir, s.id)); !errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		found[stray{"shim", s.id, s.pid}] = func() error {
+			if err := unix.Kill(s.pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("kill shim %d: %w", s.pid, err)
+			}
+			return e.removeShimSocket(s.id)
+		}
+	}
+}
+
+// strayBundles are those of this containerd that have neither a shim nor a container. containerd gives one up whose mount is in use
+// still, as by a start that goes on while it, started again, cleans up after the one before (its Bundle.Delete and
+// atomicDelete).
+func (e *Engine) strayBundles(ctx context.Context, found strays, all []shimProcess) error {
 	dirs, err := os.ReadDir(bundleDir(e.cfg.TaskDir, ""))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		e.log.Warn("bundles not looked for", "error", err)
+		return fmt.Errorf("list bundles: %w", err)
 	}
-	now := map[string]bool{}
 	for _, d := range dirs {
 		name := d.Name()
 		id := strings.TrimPrefix(name, ".") // the dot is of one that containerd was removing
@@ -96,60 +106,42 @@ func (e *Engine) sweepBundles(ctx context.Context, all []shimProcess, before map
 			continue
 		}
 		_, err := e.ctrd.ContainerService().Get(ctx, id)
-		switch {
-		case errdefs.IsNotFound(err) && !before[name]:
-			now[name] = true
-		case errdefs.IsNotFound(err):
-			e.log.Info("a bundle that containerd does not know is removed", "container", id)
-			if err := mounts.RemoveAll(bundleDir(e.cfg.TaskDir, name)); err != nil {
-				e.log.Warn("bundle not removed", "container", id, "error", err)
-			}
-		case err != nil:
-			e.log.Warn("container of a bundle not looked for", "container", id, "error", err)
-			return now
+		if err == nil {
+			continue
 		}
+		if !errdefs.IsNotFound(err) {
+			return fmt.Errorf("container of bundle %s: %w", name, err)
+		}
+		found[stray{kind: "bundle", name: name}] = func() error { return mounts.RemoveAll(bundleDir(e.cfg.TaskDir, name)) }
 	}
-	return now
+	return nil
 }
 
-// sweepNetworks removes the network namespaces of this containerd that no sandbox of its has, and had none at the look before:
-// containerd was killed before it had noted what it had just made.
-func (e *Engine) sweepNetworks(ctx context.Context, before map[string]bool) map[string]bool {
-	dir := networkDir(e.cfg.TaskDir)
+// strayNetworks are the network namespaces of this containerd that no sandbox of its has: containerd was killed before it had noted
+// what it had just made.
+func (e *Engine) strayNetworks(ctx context.Context, found strays) error {
+	dir := e.networkDir()
 	files, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) || err == nil && len(files) == 0 {
 		return nil
 	}
-	var used map[string]bool
-	if err == nil {
-		used, err = e.networks(ctx)
-	}
 	if err != nil {
-		e.log.Warn("network namespaces not looked for", "error", err)
-		return nil
+		return fmt.Errorf("list network namespaces: %w", err)
 	}
-	now := map[string]bool{}
+	used, err := e.networks(ctx)
+	if err != nil {
+		return err
+	}
 	for _, f := range files {
-		name := f.Name()
-		switch {
-		case used[name]:
-		case !before[name]:
-			now[name] = true
-		default:
-			e.log.Info("a network namespace that no sandbox has is removed", "namespace", name)
-			if err := mounts.RemoveAll(filepath.Join(dir, name)); err != nil {
-				e.log.Warn("network namespace not removed", "namespace", name, "error", err)
-			}
+		if name := f.Name(); !used[name] {
+			found[stray{kind: "network namespace", name: name}] = func() error { return mounts.RemoveAll(filepath.Join(dir, name)) }
 		}
 	}
-	return now
+	return nil
 }
 
-// networkDir is where a containerd with that task directory mounts the network namespaces that it makes (its setting
-// netns_mounts_under_state_dir).
-func networkDir(taskDir string) string {
-	return filepath.Join(filepath.Dir(taskDir), "io.containerd.grpc.v1.cri", "netns")
-}
+// networkDir is where containerd mounts the network namespaces that it makes (its setting netns_mounts_under_state_dir).
+func (e *Engine) networkDir() string { return filepath.Join(e.criStateDir(), "netns") }
 
 // networks are the names of the network namespaces that containerd's CRI service has noted of its sandboxes.
 func (e *Engine) networks(ctx context.Context) (map[string]bool, error) {

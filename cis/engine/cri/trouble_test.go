@@ -29,10 +29,10 @@ import (
 )
 
 // containerd is killed at random moments while instances start: each of them comes up once, none fails, none is doubled, and
-// nothing is left of what was cut short. CUMULET_SEED repeats a run's choices.
+// nothing is left of what was cut short. CUMULET_TEST_SEED repeats a run's choices.
 func TestKillDuringStart(t *testing.T) {
 	b := newBench(t)
-	random := chance(t)
+	random := testenv.Random(t)
 	classes := slices.Sorted(maps.Keys(b.cfg.Handlers))
 	before := b.leftovers(t)
 	for range 3 {
@@ -131,13 +131,11 @@ func TestSandboxGoneBeforeStart(t *testing.T) {
 		if left--; left < 0 {
 			return
 		}
-		list, err := b.listSandboxes(t.Context(), id)
-		if err != nil || len(list) != 1 {
-			t.Errorf("%d sandboxes: %v", len(list), err)
-			return
+		sandbox, err := b.onlySandbox(id)
+		if err == nil {
+			err = os.Remove(b.gvisorRecord(sandbox)) // as it is while containerd cleans up after a shim that has died
 		}
-		// As it is while containerd cleans up after a shim that has died.
-		if err := os.Remove(b.gvisorRecord(list[0].Id)); err != nil {
+		if err != nil {
 			t.Error(err)
 		}
 	}
@@ -161,15 +159,11 @@ func TestSandboxGoneBeforeStart(t *testing.T) {
 func TestLostAnswer(t *testing.T) {
 	const away = 3 * time.Second
 	b := newBench(t)
-	service := b.start
 	for class := range b.cfg.Handlers {
 		t.Run(string(class), func(t *testing.T) {
-			begun := make(chan string, 10) // some for tries after the first
-			b.start = announced{service, "StartContainer", func(id string) { begun <- id }}
 			in := instance(class, shell("main", "echo begun; sleep 1"))
 			in.Spec.RestartPolicy = corev1.RestartPolicyNever
 			b.ensure(in)
-			<-begun
 			output := filepath.Join(b.instanceDir(in.ID), "output", "main", "0")
 			for deadline := time.Now().Add(time.Minute); !capture.Written(output); time.Sleep(100 * time.Microsecond) {
 				if time.Now().After(deadline) {
@@ -274,20 +268,7 @@ func TestStuckShim(t *testing.T) {
 	b := newBench(t)
 	b.cfg.StopBound = 2 * time.Second
 	b.restart()
-	in := instance(cis.Runc, shell("main", "sleep 1000"))
-	in.Spec.RestartPolicy = corev1.RestartPolicyNever
-	b.ensure(in)
-	b.sink.waitPhase(t, in.ID, cis.Running)
-	list, err := b.listSandboxes(t.Context(), in.ID)
-	if err != nil || len(list) != 1 {
-		t.Fatal(list, err)
-	}
-	if err := signalShim(list[0].Id, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	// The first try may find containerd still busy with the shim's end; the engine tries it, too.
-	testenv.Eventually(t, 30*time.Second, func() error { return b.removeSandbox(t.Context(), list[0].Id) })
-	b.sink.waitPhase(t, in.ID, cis.Failed)
+	b.removed(t, cis.Runc, func(sandbox string) error { return signalShim(sandbox, unix.SIGSTOP) })
 }
 
 // gVisor's record of a sandbox, cut short by a kill of containerd while it was written, does not keep the sandbox.
@@ -296,19 +277,38 @@ func TestBrokenRecord(t *testing.T) {
 	if !b.env.Has("runsc") {
 		t.Skip("no gVisor")
 	}
-	in := instance(cis.GVisor, shell("main", "sleep 1000"))
+	b.removed(t, cis.GVisor, func(sandbox string) error { return os.Truncate(b.gvisorRecord(sandbox), 0) })
+}
+
+// removed spoils the sandbox of a running instance: it can be removed all the same, and the instance has failed.
+func (b *bench) removed(t *testing.T, class cis.SandboxClass, spoil func(sandbox string) error) {
+	t.Helper()
+	in := instance(class, shell("main", "sleep 1000"))
 	in.Spec.RestartPolicy = corev1.RestartPolicyNever
 	b.ensure(in)
 	b.sink.waitPhase(t, in.ID, cis.Running)
-	list, err := b.listSandboxes(t.Context(), in.ID)
-	if err != nil || len(list) != 1 {
-		t.Fatal(list, err)
+	sandbox, err := b.onlySandbox(in.ID)
+	if err == nil {
+		err = spoil(sandbox)
 	}
-	if err := os.Truncate(b.gvisorRecord(list[0].Id), 0); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, 30*time.Second, func() error { return b.removeSandbox(t.Context(), list[0].Id) })
+	// The first try may find containerd still busy with the shim's end; the engine tries it, too.
+	testenv.Eventually(t, 30*time.Second, func() error { return b.removeSandbox(t.Context(), sandbox) })
 	b.sink.waitPhase(t, in.ID, cis.Failed)
+}
+
+// onlySandbox is the one of an instance that has one.
+func (b *bench) onlySandbox(id string) (string, error) {
+	list, err := b.listSandboxes(b.t.Context(), id)
+	if err == nil && len(list) != 1 {
+		err = fmt.Errorf("%s has %d sandboxes", id, len(list))
+	}
+	if err != nil {
+		return "", err
+	}
+	return list[0].Id, nil
 }
 
 // Shims, bundles and network namespaces that containerd has forgotten go, others do not.
@@ -335,16 +335,20 @@ func TestSweep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	network := filepath.Join(networkDir(b.cfg.TaskDir), "cni-test")
+	network := filepath.Join(b.networkDir(), "cni-test")
 	left = append(left, network)
 	if err := errors.Join(os.WriteFile(network, nil, 0o600), unix.Mount("/proc/self/ns/net", network, "", unix.MS_BIND, "")); err != nil {
 		t.Fatal(err)
 	}
-	found := b.sweep(t.Context(), strays{})
-	if len(found.shims) != 1 || len(found.bundles) != 2 || len(found.namespaces) != 1 {
+	found := b.sweep(t.Context(), nil)
+	kinds := map[string]int{}
+	for s := range found {
+		kinds[s.kind]++
+	}
+	if want := map[string]int{"shim": 1, "bundle": 2, "network namespace": 1}; !maps.Equal(kinds, want) {
 		t.Errorf("%v", found)
 	}
-	if found = b.sweep(t.Context(), found); found.any() {
+	if found = b.sweep(t.Context(), found); len(found) != 0 {
 		t.Errorf("%v", found)
 	}
 	for _, path := range left {
@@ -369,7 +373,7 @@ func TestSweep(t *testing.T) {
 // Of instances that are deleted while they start nothing stays, and nothing has to be looked for.
 func TestDeletedWhileStarting(t *testing.T) {
 	b := newBench(t)
-	random := chance(t)
+	random := testenv.Random(t)
 	classes := slices.Sorted(maps.Keys(b.cfg.Handlers))
 	var all []*cis.Instance
 	for i := range 40 {
